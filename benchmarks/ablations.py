@@ -4,8 +4,9 @@ Run from the repository root; run the command again to resume it::
 
     python benchmarks/ablations.py --data ../shared/data
 
-Where virtual tokens enter, how many there are, what they start from, whether layers share them, how much attention
-they get, and how they do in a domain they were not trained on. See benchmarks/README.md.
+The ablations vary where virtual tokens enter, how many there are, what they start from, and whether layers share
+them. They also measure how much attention virtual tokens get, and how well they do in domains that they were not
+trained on. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ PICTURE = "ablations.png"
 TEXTS = "e2e_nlg"
 FILMS = "movie_sentiment"
 DOMAINS = (FILMS, "tweet_sentiment", "product_sentiment")
-"""The first is the one that is trained on."""
+"""Models are trained on the first domain and tested on all of them."""
 LABELS = ("negative", "positive")
 ENCODER_METHODS = ("prompt_tuning", "prefix_tuning", "p_tuning_v2")
 FINE_TUNING = "full fine-tuning"
@@ -66,9 +67,9 @@ class Variant:
     method: str
     tokens: int = 20
     start: str = ""
-    """`""` for the method's own default."""
+    """What the tokens start from; `""` for the method's own default."""
     place: str = "front"
-    """`"front"` of the input, or `"infix"`: between input and output."""
+    """Where the tokens go: `"front"`, before the input, or `"infix"`, between input and output."""
 
     @property
     def name(self) -> str:
@@ -101,9 +102,9 @@ ABLATIONS: dict[str, dict[str, Variant]] = {
     },
     "Shared or per layer": {"per layer": PREFIX, "shared": Variant(shared_prefix.NAME)},
 }
-"""Title to the variants; each is compared with the first."""
+"""The variants of each ablation by title; each variant is compared with the first."""
 ATTENTION = {"prefix": PREFIX, "prompt": PROMPT, "shared prefix": Variant(shared_prefix.NAME), "LLaMA-Adapter": GATED}
-"""Whose attention is shown layer by layer."""
+"""Variants whose attention is shown layer by layer."""
 UNTRAINED = "untrained"
 
 
@@ -123,7 +124,7 @@ class Settings:
     rows: int = 96
     """Evaluation rows of the language model, from the end of the training file."""
     encoder_rows: int = 500
-    """Evaluation rows of the encoder at most, of each domain."""
+    """Maximum number of evaluation rows per domain for the encoder."""
     threads: int = 2
 
 
@@ -150,7 +151,7 @@ class Bench:
     # Language model
 
     def variant(self, variant: Variant) -> Callable[[int], Result]:
-        """Return what trains a variant on E2E and measures it."""
+        """Return a function that trains a variant on E2E and measures it."""
 
         def measure(seed: int) -> Result:
             settings = self.settings
@@ -184,7 +185,7 @@ class Bench:
     def _rows(self, tokenizer: Any, count: int) -> tuple[list[Row], list[Row]]:
         tokenized = Tokenized(tokenizer, is_encoder_decoder=False, template="{input}\n")
         rows = tokenized.rows(read_examples(self.file(TEXTS, "train")))
-        # A virtual token takes the place of an id; which one it is does not matter.
+        # Each virtual token replaces an id, whose value does not matter.
         rows = [Row(row.text + [tokenizer.pad_token_id] * count, row.target) for row in rows]
         train, _, test = common.split(rows, 0, self.settings.rows)
         return train, test
@@ -192,7 +193,7 @@ class Bench:
     # Encoder
 
     def domains(self, method: str) -> Callable[[int], Result]:
-        """Return what trains on films and measures all domains."""
+        """Return a function that trains a method on films and measures it on all domains."""
 
         def measure(seed: int) -> Result:
             settings = self.settings
@@ -220,10 +221,10 @@ class Bench:
     def _test(self, domain: str) -> list[Example]:
         return read_examples(self.file(domain, "test"))[: self.settings.encoder_rows]
 
-    # Which experiments there are
+    # Experiments
 
     def experiments(self) -> list[Experiment]:
-        """List the experiments: the encoder's first, for they take seconds."""
+        """List the experiments; those of the encoder come first because they take only seconds."""
         settings = self.settings
         found = [
             Experiment(
@@ -271,12 +272,12 @@ def _measured(losses: list[float], rows: list[Row]) -> Result:
 
 
 def domains_name(method: str) -> str:
-    """Return the name of an experiment on domains."""
+    """Return the name of a method's experiment on domains."""
     return f"domains-{method.replace(' ', '-')}"
 
 
 def start_options(start: str, tokenizer: Any) -> dict[str, Any]:
-    """Return the options that choose what a prompt starts from."""
+    """Return the method options for what a prompt starts from."""
     if start not in ("text", "chat"):
         return {"init": start} if start else {}
     message = [{"role": "system", "content": INSTRUCTION}]
@@ -285,7 +286,7 @@ def start_options(start: str, tokenizer: Any) -> dict[str, Any]:
 
 
 def slots(rows: Sequence[Row], count: int) -> dict[str, Tensor]:
-    """Say where the virtual tokens stand: in the last places of each row's text."""
+    """Return `soft_slots` that put the virtual tokens in the last places of each row's text."""
     length = max(map(len, rows))
     index = torch.full((len(rows), length), -1)
     for row, places in zip(rows, index, strict=True):
@@ -301,16 +302,15 @@ def _batch(rows: list[Row], pad_id: int, inputs: common.Inputs) -> dict[str, Ten
 def attention_split(model: Any, rows: Sequence[Row], pad_id: int) -> dict[str, list[float]]:
     """Return how each layer's attention is split between the text and the prompt.
 
-    Gated tokens have a softmax of their own beside the text's whole one; for them the mean size of the gate is
-    returned.
+    Gated tokens have their own softmax next to the text's, so the mean size of their gates is also returned.
 
     Args:
         model: The prompted model.
         rows: Some rows.
-        pad_id: The id that fills up.
+        pad_id: The id of the padding token.
 
     Returns:
-        Per layer the `prompt_part`, a mean over heads and text positions; and the `gate`, where there are gates.
+        The `prompt_part` of each layer, a mean over heads and text positions; and, if there are gates, the `gate`.
     """
     inside = zoo.inspect(model, "default", inputs=pad([row.text + row.target for row in rows], pad_id))["default"]
     shares, gates = next(iter(inside.attention.shares.values()), None), next(iter(inside.gates.values()), None)
@@ -438,7 +438,7 @@ def draw(runner: Runner, path: Path) -> None:
     for axes in panels:
         axes.grid(alpha=0.3)
     content = io.BytesIO()
-    # Without the version of matplotlib in the file, the same results make the same picture.
+    # Without matplotlib's version in the file, the same results always make the same picture.
     figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
     write_atomically(path, content.getvalue())
 

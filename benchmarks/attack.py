@@ -4,8 +4,8 @@ Run from the repository root::
 
     python benchmarks/attack.py --minutes 10
 
-Each case is drawn from the seed, the campaign and its number alone, so a fault is seen again with
-`--seed 0 --only files --case 17`. The exit code is 1 if there is a fault. See benchmarks/README.md.
+Each case depends only on the seed, the campaign and the number of the case, so options such as
+`--seed 0 --only files --case 17` reproduce a fault. The exit code is 1 if there is a fault. See benchmarks/README.md.
 """
 
 import argparse
@@ -78,10 +78,10 @@ def attempt(campaign: str, seed: int, number: int, place: Path) -> Outcome:
 
 
 def run(campaign: str, seed: int, seconds: float, place: Path) -> tuple[Counter[str], list[str]]:
-    """Run the cases of a campaign, one after another, for some time.
+    """Run the cases of a campaign, one after another, until the time is up.
 
     Returns:
-        How they ended, and a line for each fault.
+        The number of cases by outcome, and a line for each fault.
     """
     counts: Counter[str] = Counter()
     faults = []

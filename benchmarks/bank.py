@@ -1,12 +1,12 @@
-"""Measure a bank of prompts: how fast a batch is ready, what memory that takes, and readers beside a writer.
+"""Measure banks of prompts: the time and memory that a batch takes, lookups by an engine, and reads during writes.
 
 Run from the repository root; run the command again to resume it::
 
     python benchmarks/bank.py
 
-The banks are made at random, in SmolLM2's shapes (30 layers, 3 key-value heads of width 64, hidden size 576) and half
-precision: 2.3 GB of prompts, 4.6 GB of prefixes, and 2.4 GB of prefixes of one token, of which an engine finds some.
-``--prompts 1000 --prefixes 100 --served 1000`` makes small ones.
+The banks are random, in SmolLM2's shapes (30 layers, 3 key-value heads of width 64, hidden size 576) and in half
+precision: 2.3 GB of prompts, 4.6 GB of prefixes, and 2.4 GB of one-token prefixes for the lookups by an engine.
+``--prompts 1000 --prefixes 100 --served 1000`` creates small ones.
 See benchmarks/README.md.
 """
 
@@ -32,17 +32,17 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 SHAPES = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
 OTHERS = {"intermediate_size": 64, "vocab_size": 64}
-"""Sizes that no prompt depends on, small here."""
+"""Sizes that prompts do not depend on, so they are small."""
 TOKENS = 20
 BATCH = 32
 AT_ONCE = 500
-"""Prompts written in one transaction."""
+"""Number of prompts that are written in one transaction."""
 SMALL = 10
-"""The small bank, whose readers' memory is compared, has so many times fewer prompts; but a batch's at least. At full
-size it too is larger than the cache of ready prompts."""
+"""How many times smaller the small bank is, with which the memory for reads is compared; it holds at least one batch.
+With the default sizes, it is also larger than the cache of ready prompts."""
 CACHE_BYTES = 64 * 2**20
 KINDS = {"prompts": ("prompt_tuning", 10.0), "prefixes": ("prefix_tuning", 50.0)}
-"""Kind to method, and to the milliseconds in which a batch must be ready."""
+"""For each kind, the method and the milliseconds in which a batch must be ready."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,28 +52,28 @@ class Settings:
     prompts: int = 100_000
     prefixes: int = 10_000
     served: int = 100_000
-    """Prefixes of one token in the bank that an engine reads."""
+    """One-token prefixes in the bank that an engine reads."""
     batches: int = 100
-    """Batches of 32 random entries that are timed."""
+    """Number of timed batches of 32 random entries."""
     readers: int = 8
     seconds: int = 30
     """How long the readers read while one prompt is replaced."""
     banks: str = ""
-    """Folder of the banks; one in the folder for temporary files if empty."""
+    """Folder for the banks; if empty, a folder in the system's temporary folder."""
     keep: int = 1
-    """0 deletes the banks in the end."""
+    """0 to delete the banks at the end."""
     threads: int = 1
 
 
 def base() -> Any:
-    """Return a model of the shapes, with random weights, in half precision as the banks are."""
+    """Return a model with these shapes and random weights, in half precision like the banks."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(LlamaConfig(**SHAPES, **OTHERS)).to(torch.float16).eval()
 
 
 class RandomPrompts(Mapping[str, Prompt]):
-    """Prompts by number: one object whose values are drawn anew for each name."""
+    """Random prompts by name: a single object, whose values are redrawn for each name."""
 
     def __init__(self, prompt: Prompt, first: int, last: int) -> None:
         self._prompt, self._numbers = prompt, range(first, last)
@@ -92,14 +92,14 @@ class RandomPrompts(Mapping[str, Prompt]):
 
 
 class Bench:
-    """The banks and what is measured on them."""
+    """The banks and their measurements."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = Path(settings.banks or Path(tempfile.gettempdir()) / "softprompt-zoo-banks")
 
     def fill(self, kind: str, count: int, tokens: int = TOKENS) -> tuple[Path, Any]:
-        """Make a bank, or go on with it; return its folder and a model for it."""
+        """Create a bank, or continue filling it; return its folder and a model for it."""
         method = KINDS[kind][0] if kind in KINDS else "prefix_tuning"
         model = zoo.get_method(method)(base(), "u", num_virtual_tokens=tokens, init="random")
         path = self.folder / f"{kind}-{count}"
@@ -112,13 +112,13 @@ class Bench:
         return path, model
 
     def ready(self, kind: str) -> Callable[[int], Result]:
-        """Time how long a batch of random entries takes from a warm file cache to the model's device."""
+        """Return a function that times batches of random entries from a warm file cache to the model's device."""
 
         def measure(seed: int) -> Result:
             torch.set_num_threads(self.settings.threads)
             count = getattr(self.settings, kind)
             path, model = self.fill(kind, count)
-            bank = zoo.PromptBank(path, model, cache_bytes=1)  # keeps nothing: every batch is read
+            bank = zoo.PromptBank(path, model, cache_bytes=1)  # too small for any prompt: every batch is read
             draw = random.Random(seed)
             batches = [[f"u{draw.randrange(count)}" for _ in range(BATCH)] for _ in range(self.settings.batches)]
             for batch in batches:
@@ -151,11 +151,11 @@ class Bench:
         return {**found, "bytes": (path / "data.mdb").stat().st_size}
 
     def memory(self, kind: str, path: Path, count: int) -> int:
-        """Return by how many bytes a new process's own memory grows when it reads batches of a bank."""
+        """Return by how many bytes the private memory of a new process grows when it reads batches of a bank."""
         return int(in_children([partial(read_batches, kind, path, count, self.settings.batches)], method="spawn")[0])
 
     def replace(self, seed: int) -> Result:
-        """Let processes read one prefix while it is replaced: all its values are one number."""
+        """Let processes read one prefix while it is replaced; all values of a version are the same number."""
         torch.set_num_threads(self.settings.threads)
         model = zoo.get_method("prefix_tuning")(base(), "u", num_virtual_tokens=TOKENS, init="random")
         path = self.folder / "replaced"
@@ -164,7 +164,7 @@ class Bench:
 
         def put(value: int) -> None:
             for parameter in model.prompts["u"].parameters():
-                parameter.data.fill_(value % 1024)  # which half precision holds exactly
+                parameter.data.fill_(value % 1024)  # half precision holds these numbers exactly
             bank.add("x", model.prompts["u"], overwrite=True)
 
         def read(pipe: Any) -> None:
@@ -194,7 +194,7 @@ class Bench:
         return {"written": written, "reads": reads, "seen": seen, "halves": sum(halves)}
 
     def peft(self, seed: int) -> Result:
-        """Time PEFT's loading of one prefix adapter into a model that has one already."""
+        """Time how long PEFT takes to load a prefix adapter into a model that already has one."""
         from peft import PeftModel
 
         torch.set_num_threads(self.settings.threads)
@@ -211,9 +211,9 @@ class Bench:
 
 
 def find_names(path: Path, names: list[str], pipe: Any) -> None:
-    """Open a bank in this process, and send how long that took, and each look-up and each read."""
+    """Open a bank in this process, and send the times of opening it, of each lookup and of each read."""
     torch.set_num_threads(1)
-    reader_class = zoo.PrefixReader  # its import is not part of opening
+    reader_class = zoo.PrefixReader  # importing it is not part of opening a bank
     began = time.perf_counter()
     reader = reader_class(path)
     opened = time.perf_counter() - began
@@ -228,7 +228,7 @@ def find_names(path: Path, names: list[str], pipe: Any) -> None:
 
 
 def read_batches(kind: str, path: Path, count: int, batches: int, pipe: Any) -> None:
-    """Read batches and send by how much the own memory of this process grew."""
+    """Read batches, and send by how many bytes the private memory of this process grew."""
     torch.set_num_threads(1)
     model = zoo.get_method(KINDS[kind][0])(base(), "u", num_virtual_tokens=TOKENS, init="random")
     before = own_memory()
@@ -242,7 +242,7 @@ def read_batches(kind: str, path: Path, count: int, batches: int, pipe: Any) -> 
 def in_children(
     functions: list[Callable[[Any], None]], meanwhile: Callable[[], None] = lambda: None, method: str = "fork"
 ) -> list[Any]:
-    """Run functions in other processes, and something in this one; return what they send."""
+    """Run functions in other processes, and `meanwhile` in this one; return what the functions send."""
     context: Any = multiprocessing.get_context(method)
     pipes, children = [], []
     for function in functions:
@@ -260,7 +260,7 @@ def in_children(
 
 
 def own_memory() -> int:
-    """Return the bytes of this process that back no file."""
+    """Return the private memory of this process: its resident bytes that are not backed by a file."""
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 

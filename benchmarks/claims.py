@@ -4,9 +4,9 @@ Run from the repository root; run the command again to resume it::
 
     python benchmarks/claims.py --data ../shared/data
 
-Each method is trained by its recipe, in few steps, on films with the language model, next to plain prompts with the
-same number of trained parameters. A claim holds here if the difference is at least three standard errors, over three
-seeds. See benchmarks/README.md.
+Each method is trained on films with the language model, with its recipe but in few steps, next to plain prompts with
+the same number of trained parameters. A claim holds here if the difference is at least three standard errors, over
+three seeds. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ from softprompt_zoo.training.data import Collator
 
 UNTRAINED, PAIRED = "untrained", "paired"
 PAIRS, PAIRED_ROWS = 4, 8
-"""Steps that are timed on both sides, after one that is not, and their rows."""
+"""Timed steps of each side, after one that is not timed, and the rows of each step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saving(Comparison):
-    """The part of the other side's time that is saved."""
+    """A comparison of times, by the share of the other side's time that is saved."""
 
     def statistic(self, *means: float) -> float:
-        """From the mean seconds of both sides to the part that is saved."""
+        """Return the share of time that is saved, from the mean seconds of both sides."""
         ours, theirs = means
         return 1 - ours / theirs
 
@@ -50,10 +50,10 @@ class Settings(methods.Settings):
 
 
 class Bench(methods.Bench):
-    """The model and the films of methods.py, and methods with options."""
+    """The model and the films of methods.py, with the entries of paper_claims.py."""
 
     def trained(self, name: str) -> Callable[[int], Result]:
-        """Return what trains an entry and measures it; one with shots is shown the films that it is trained on."""
+        """Return a function that trains and measures an entry; an entry with shots is shown its training films."""
         entry = ENTRIES[name]
 
         def measure(seed: int) -> Result:
@@ -65,7 +65,7 @@ class Bench(methods.Bench):
         return measure
 
     def beside(self, name: str, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
-        """Return what trains the plain virtual tokens that stand beside an entry, on the same films."""
+        """Return a function that trains and measures the plain counterpart of an entry on the same films."""
         entry = ENTRIES[name]
 
         def measure(seed: int) -> Result:
@@ -75,7 +75,7 @@ class Bench(methods.Bench):
         return measure
 
     def as_many(self, name: str, runner: Runner, seed: int) -> int:
-        """Return how many plain tokens have the numbers that an entry has trained."""
+        """Return how many plain virtual tokens have as many parameters as an entry has trained."""
         result = runner.result(name, seed)
         assert result is not None, "the runner sees to that"
         one = self.attach(ENTRIES[name].plain, seed, self.tokenizer(), num_virtual_tokens=1)
@@ -85,14 +85,14 @@ class Bench(methods.Bench):
         """Train a method on films and measure it on others.
 
         Args:
-            entry: Says on how many films.
+            entry: The entry, which says how many films to train on.
             method: The method's name.
-            options: Its options; those of one that is shown the films have them as `examples`.
-            seed: Of the films, the start values and the order.
+            options: The method's options; a method that is shown the films gets them as `examples`.
+            seed: The seed of the films, the initial values and the order.
 
         Returns:
-            By test row `loss` and `accuracy`, of a method that is shown the films also before training; numbers that
-            are `trained`, and of each step the loss and the seconds.
+            The `loss` and `accuracy` of each test row, also before training if the method is shown the films; the
+            number of `trained` parameters; and the loss and the seconds of each step.
         """
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
@@ -100,7 +100,7 @@ class Bench(methods.Bench):
         test = labels.rows(self.rows(FILMS, "test"))
         shown = labels.measure(model, test) if "examples" in options else {}
         films, recipe = labels.rows(self.films_of(entry, seed)), self.recipe(method)
-        # No film twice in a step.
+        # No film may occur twice in a step.
         trainer = Trainer(model, dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(films))))
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
         history = trainer.fit(films, collate, seed, method)
@@ -108,7 +108,7 @@ class Bench(methods.Bench):
         return {**before, **labels.measure(model, test), "trained": trainer.num_trained, **history}
 
     def paired(self, name: str) -> Callable[[int], Result]:
-        """Return what takes the same steps with an entry and with what stands beside it, by turns in one process."""
+        """Return a function that times the steps of an entry and of its plain counterpart in turns in one process."""
         entry = ENTRIES[name]
         sides = {"own": (entry.method, entry.options), "beside": (entry.plain, entry.plain_options)}
 
@@ -130,7 +130,7 @@ class Bench(methods.Bench):
         return measure
 
     def films_of(self, entry: Entry, seed: int) -> list[Example]:
-        """Return the films that are trained on."""
+        """Return the films that an entry is trained on."""
         films = self.rows(FILMS, "train")
         return balanced(films, entry.shots, seed) if entry.shots else films
 
@@ -186,14 +186,14 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
     return [noting(experiment, bench.dtype) for experiment in found]
 
 
-# The tables
+# Tables
 
 
 CLAIM_HEADS = ("claim", "measured", "three standard errors", "verdict", "seeds", "dtype")
 
 
 def gains(runner: Runner) -> str:
-    """Return the table of what each method gains, over the untrained model and beside plain prompts."""
+    """Return the table of each method's gains over the untrained model and over plain prompts."""
     lines = []
     for name, entry in ENTRIES.items():
         for experiment, key, against in _others(runner, name, entry):
@@ -205,13 +205,13 @@ def gains(runner: Runner) -> str:
 
 
 def _others(runner: Runner, name: str, entry: Entry) -> list[tuple[str, str, str]]:
-    """Return what an entry is compared with: experiment, beginning of the keys, and what the table calls it."""
+    """Return what an entry is compared with: the experiment, the prefix of its keys, and its name in the table."""
     found = [(UNTRAINED, "", "the untrained model"), (entry.beside(name), "", _with_size(runner, entry.beside(name)))]
     return [*found, (name, "before_", "itself before training")] if entry.shots else found
 
 
 def _with_size(runner: Runner, name: str) -> str:
-    """Return the name of an experiment, and how many numbers it trains."""
+    """Return the name of an experiment with its number of trained parameters."""
     results = runner.results(name)
     counts = sorted({result["trained"] for result in results})
     shown = " to ".join(f"{count:,}" for count in (counts[:1] + counts[-1:] if len(counts) > 1 else counts))
@@ -219,7 +219,7 @@ def _with_size(runner: Runner, name: str) -> str:
 
 
 def claim_line(runner: Runner, claim: Claim) -> tuple[str, ...]:
-    """Return the line of a claim, under `CLAIM_HEADS`; where there is nothing to compare it says why."""
+    """Return the line of a claim in the table with `CLAIM_HEADS`; if results cannot be compared, the line says why."""
     says = f"{claim.entry}: {claim.says} ({claim.paper})"
     if claim.key == CPU_SECONDS:
         sides = [Column(f"{PAIRED}-{claim.entry}", f"{side}_{CPU_SECONDS}") for side in ("own", "beside")]
@@ -238,7 +238,7 @@ def claim_line(runner: Runner, claim: Claim) -> tuple[str, ...]:
 
 
 def verdict(lowest: float, highest: float, least: float) -> str:
-    """Return what an interval says of a claim that something is better by at least so much."""
+    """Return the verdict of an interval on the claim that something is better by at least `least`."""
     if lowest >= least and highest > lowest:
         return "holds here"
     return "does not" if highest <= least else "not at this size"

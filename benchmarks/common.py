@@ -62,7 +62,7 @@ class Store:
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    """One line per entry: a list with a number per row would otherwise fill hundreds."""
+    """Format a mapping with one line per entry; otherwise, a list with a number per row would fill hundreds."""
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     return "{\n" + ",\n".join(lines) + "\n }"
 
@@ -89,7 +89,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def split(rows: list[Any], search: int, final: int) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return the rows for training, search and final evaluation; the last are taken from the end."""
+    """Return the rows for training, search and final evaluation, in this order in the file."""
     last = len(rows) - final
     middle = last - search
     return rows[:middle], rows[middle:last], rows[last:]
@@ -106,7 +106,7 @@ def step_rows(rows: list[Any], steps: int, batch_size: int, seed: int) -> list[l
 
 
 def balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Draw examples, equally many of each target, in random order."""
+    """Draw random examples, with an equal number of each target."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = [examples[index] for index in torch.randperm(len(examples), generator=generator).tolist()]
     targets = sorted({str(example.target) for example in examples})
@@ -115,7 +115,7 @@ def balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example
 
 
 class Labels:
-    """Rows of a classification by a language model: the answer is one of a few label words of one token each."""
+    """A classification by a language model, whose answer is one of a few label words of one token each."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, words: Mapping[str, str]) -> None:
         self.tokenizer = tokenizer
@@ -141,10 +141,10 @@ class Labels:
         Args:
             model: The model.
             rows: The rows.
-            **inputs: Further arguments of the forward; tensors have an entry per row.
+            **inputs: Additional arguments of the forward; tensors have an entry per row.
 
         Returns:
-            By row, the `loss` of the label word (nats) and whether it was the likeliest of the label words
+            For each row, the `loss` of the label word (nats) and whether it was the likeliest of the label words
             (`accuracy`, 0 or 1).
         """
         model.eval()
@@ -168,11 +168,11 @@ class Labels:
 
 
 Inputs = Callable[[Sequence[Row]], dict[str, Tensor]]
-"""From the rows of a batch to further arguments of the forward."""
+"""A function from the rows of a batch to additional arguments of the forward."""
 
 
 def no_inputs(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Return no further arguments."""
+    """Return no additional arguments."""
     return {}
 
 
@@ -197,13 +197,13 @@ def target_losses(
 
 
 def target_mean(losses: Sequence[float], rows: Sequence[Row]) -> float:
-    """Weight the rows' losses by their tokens: the mean loss per target token, like a model's own loss."""
+    """Return the mean loss per target token, like a model's own loss: the rows' losses, weighted by their tokens."""
     counts = [len(row.target) for row in rows]
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
 def rounded(values: Sequence[float]) -> list[float]:
-    """Round to the precision that a file needs."""
+    """Round values to the precision that a file needs."""
     return [round(value, 5) for value in values]
 
 
@@ -211,12 +211,12 @@ def rounded(values: Sequence[float]) -> list[float]:
 
 
 def load_language_model(name: str, dtype: str = "float32", **options: Any) -> Any:
-    """Load a causal language model by the embedded model's name, a folder or a name."""
+    """Load a causal language model, given an embedded model's name, a folder or a name on the hub."""
     return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=getattr(torch, dtype), **options)
 
 
 def encoder_folder(name: str) -> str:
-    """Find an encoder: `minilm` is all-MiniLM-L6-v2 out of its package, which is not imported; others are folders.
+    """Return an encoder's folder: `minilm` is all-MiniLM-L6-v2 in its package (not imported); others are folders.
 
     Raises:
         FileNotFoundError: If the package is not installed.
@@ -235,7 +235,7 @@ def encoder_folder(name: str) -> str:
 
 
 def load_encoder(name: str, seed: int, labels: int = 2) -> Any:
-    """Load an encoder with a classification head, whose start values depend on the seed alone."""
+    """Load an encoder with a classification head, whose initial values depend only on the seed."""
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_pretrained(encoder_folder(name), num_labels=labels)
 
@@ -246,7 +246,7 @@ def has_head(model: Any) -> bool:
 
 
 class Classified:
-    """Rows of a classification by an encoder."""
+    """A classification by an encoder."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int = 128) -> None:
         self.tokenizer = tokenizer
@@ -254,7 +254,7 @@ class Classified:
         self.max_length = max_length
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Make a batch of examples."""
+        """Build a batch of examples."""
         texts = [example.input for example in examples]
         tokenise: Any = self.tokenizer
         encoded = tokenise(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
@@ -263,7 +263,7 @@ class Classified:
 
     @torch.no_grad()
     def measure(self, model: Any, examples: Sequence[Example]) -> dict[str, list[float]]:
-        """Measure a model in eval mode: by row the `loss` and the `accuracy`, 0 or 1."""
+        """Measure a model in eval mode; return the `loss` and the `accuracy` (0 or 1) of each row."""
         model.eval()
         losses, right = list[float](), list[float]()
         for first in range(0, len(examples), EVALUATION_BATCH):
@@ -297,7 +297,7 @@ class Trainer:
         return sum(parameter.numel() for parameter in self._trained)
 
     def step(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        """Take one step; return its loss, and its seconds by the clock and of all processor cores together."""
+        """Take one step; return its loss, its elapsed seconds, and its processor seconds summed over all cores."""
         began, began_cpu = time.perf_counter(), time.process_time()
         loss = self.model(**batch).loss
         loss.backward()
@@ -317,7 +317,7 @@ class Trainer:
         """Take all steps of the recipe, and print the progress.
 
         Returns:
-            Of each step the `training_losses` and the `seconds`.
+            The `training_losses` and the `seconds` of all steps.
         """
         steps = list[dict[str, float]]()
         for chosen in step_rows(rows, self.recipe.steps, self.recipe.batch_size, seed):
@@ -344,13 +344,13 @@ class Estimate:
 
     value: float
     over_rows: float
-    """Standard error over evaluation rows, each row's value a mean over the seeds."""
+    """Standard error over evaluation rows; each row's value is a mean over the seeds."""
     over_seeds: float | None
-    """Standard error over seeds, each seed's value a mean over the rows; `None` of one seed."""
+    """Standard error over seeds; each seed's value is a mean over the rows. `None` if there is only one seed."""
 
     @property
     def error(self) -> float:
-        """The larger of the two."""
+        """The larger of the two standard errors."""
         return max(self.over_rows, self.over_seeds or 0.0)
 
     @property
@@ -363,14 +363,14 @@ class Estimate:
 
 
 def estimate(by_seed: Sequence[Sequence[Sequence[float]]], statistic: Callable[..., float]) -> Estimate:
-    """Estimate a statistic of columns that belong together row by row.
+    """Estimate a statistic of columns of values for the same rows.
 
     Args:
-        by_seed: For each seed the columns, each with a value per evaluation row; the same rows in every seed.
-        statistic: From the means of the columns to the number wanted.
+        by_seed: For each seed, the columns with a value per evaluation row; the rows are the same for all seeds.
+        statistic: A function from the means of the columns to the number to estimate.
 
     Returns:
-        The number, with the jackknife's standard error over rows (of a mean: the usual one) and that over seeds.
+        The number with its standard errors over rows (by the jackknife, for a mean the usual one) and over seeds.
     """
     columns = [
         [statistics.mean(values) for values in zip(*same_column, strict=True)]
@@ -393,7 +393,7 @@ def estimate(by_seed: Sequence[Sequence[Sequence[float]]], statistic: Callable[.
 
 
 def loss_difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Estimate:
-    """Compare results that have `losses` by row and the `tokens` of each row: the loss per token, not per row."""
+    """Estimate the difference in loss per token between results with the `losses` and `tokens` of each row."""
     by_seed = [
         [
             *([loss * count for loss, count in zip(one["losses"], one["tokens"], strict=True)] for one in pair),

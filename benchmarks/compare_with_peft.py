@@ -6,9 +6,9 @@ Run from the repository root; run the command again to resume it::
 
 Both libraries get the same model, rows, batches, optimizer and schedule. For each, the learning rate is
 searched in short runs from its first start tokens, then its other start tokens are tried at the best rate,
-and the best of all is trained on every seed. Step times come from runs of their own, in which the two
-libraries take turns in one process. Every run is kept as a JSON file named after a hash of its settings;
-`--table` prints the table of what is there. See benchmarks/README.md.
+and the best of all is trained on every seed. Step times come from separate runs, in which the two libraries
+take turns in one process. Every run is kept as a JSON file named after a hash of its settings; `--table`
+prints the table of the available results. See benchmarks/README.md.
 """
 
 import argparse
@@ -65,9 +65,9 @@ class Settings:
     timed_pairs: int = 16
     untimed_pairs: int = 2
     final_rows: int = 96
-    """Rows from the end of the file: the final runs are evaluated on them."""
+    """Number of rows at the end of the file on which the final runs are evaluated."""
     search_rows: int = 48
-    """Rows before those: the search is evaluated on them. The others are trained on."""
+    """Number of rows before the final ones on which the search is evaluated. All other rows are used for training."""
     threads: int = 2
 
 
@@ -79,7 +79,7 @@ class Run:
     """`"rate"` and `"start"` make up the search; `"final"` and `"time"` fill the table."""
     method: str
     package: str
-    """`"zoo"` or `"peft"`; `"both"` where they take turns."""
+    """`"zoo"` or `"peft"`; `"both"` if the libraries take turns."""
     start: str
     rate: float
     steps: int
@@ -95,7 +95,7 @@ class Store(common.Store):
             "data": checksum(_data_file(settings)),
             "versions": versions("softprompt-zoo", "peft", "transformers", "torch"),
         }
-        for name in ("seeds", "final_steps", "search_steps"):  # which runs there are, not what one run does
+        for name in ("seeds", "final_steps", "search_steps"):  # these decide which runs there are, not what a run does
             del shared[name]
         super().__init__(folder, shared)
         self.settings = settings
@@ -117,7 +117,7 @@ def _data_file(settings: Settings) -> Path:
     return Path(settings.data) / "train.jsonl"
 
 
-# Which runs there are
+# List of runs
 
 
 def time_run(settings: Settings, method: str) -> Run:
@@ -150,7 +150,7 @@ def final_runs(store: Store, method: str, library: str) -> list[Run]:
 
 
 def all_runs(store: Store) -> Iterator[Run]:
-    """Yield all runs in order; the later ones depend on what the earlier ones left in the store."""
+    """Yield all runs in order; later runs depend on the stored results of earlier ones."""
     settings = store.settings
     for method in STARTS:
         for same_rate in zip(*(rate_runs(settings, method, library) for library in LIBRARIES), strict=True):
@@ -225,7 +225,7 @@ def execute(run: Run, settings: Settings) -> dict[str, Any]:
         trainers[library] = Trainer(model, recipe)
     steps = []
     for index, batch in enumerate(batches):
-        # Whoever meets a new batch shape first pays for memory and kernels of that shape, so they take turns.
+        # The first library to meet a new batch shape pays for its memory and kernels, so they alternate in starting.
         order = libraries if index % 2 == 0 else reversed(libraries)
         steps.append({library: trainers[library].step(batch) for library in order})
     if run.phase == "time":

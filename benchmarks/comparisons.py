@@ -1,4 +1,4 @@
-"""What is compared in a table: columns of values by evaluation row, of runs that a runner has kept."""
+"""Comparisons for tables: columns with a value per evaluation row, from the stored results of a runner."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ HEADS = ("what", "measure", "with", "without", "gain ± standard error", "errors
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """Values by evaluation row, in the results of an experiment."""
+    """A key of an experiment's results whose values are lists with an entry per evaluation row."""
 
     experiment: str
     key: str
@@ -18,7 +18,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A row of the table: a difference, or a share if there is a best to reach."""
+    """A line of the table: a difference, or the share of a gap that is closed if there is a `best`."""
 
     section: str
     title: str
@@ -29,11 +29,11 @@ class Comparison:
 
     @property
     def is_loss(self) -> bool:
-        """Whether less is better."""
+        """Whether lower values are better."""
         return "loss" in self.measure
 
     def statistic(self, *means: float) -> float:
-        """From the means of the columns to what the model gained; of a share to the part of the gap that is closed."""
+        """Return the gain from the means of the columns; if there is a `best`, the share of the gap that is closed."""
         ours, theirs, *best = means
         gain = theirs - ours if self.is_loss else ours - theirs
         return gain / (theirs - best[0]) if best else gain
@@ -44,7 +44,7 @@ class Compared:
     """The result of a comparison."""
 
     means: list[float]
-    """Of its columns."""
+    """Means of the columns."""
     gain: Estimate
     seeds: int
     dtype: str
@@ -69,7 +69,7 @@ def compare(runner: Runner, comparison: Comparison) -> Compared | str:
 
 
 def line(runner: Runner, comparison: Comparison) -> tuple[str, ...]:
-    """Return a line of the table, under `HEADS`; where there is nothing to compare it says why."""
+    """Return a line of the table with `HEADS`; if results cannot be compared, the line says why."""
     start = (comparison.title, comparison.measure)
     found = compare(runner, comparison)
     if isinstance(found, str):

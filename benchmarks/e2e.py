@@ -1,12 +1,12 @@
-"""Train prompts and PEFT's LoRA on E2E with as many trained parameters, and compare the loss.
+"""Train prompts and PEFT's LoRA on E2E with the same number of trained parameters, and compare the loss.
 
 Run from the repository root; run the command again to resume it::
 
     python benchmarks/e2e.py --data ../shared/data/e2e_nlg
 
-Rows, batches, optimizer and schedule are those of compare_with_peft.py and the same for both. LoRA's rate is
-searched in short runs. So is that of the first of our candidates; the others are tried at its best rate, and the
-best of all is trained on every seed. See benchmarks/README.md.
+Rows, batches, optimizer and schedule are those of compare_with_peft.py and the same for both. The rates of LoRA and
+of our first candidate are searched in short runs; our other candidates are tried at the first one's best rate, and
+the best of all is trained on every seed. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from softprompt_zoo.training.data import Collator, Row, Tokenized
 LORA = "lora"
 LORA_OPTIONS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 CLOSE = 0.03
-"""How far above LoRA's loss ours may be."""
+"""How far our loss may be above LoRA's."""
 RATES = {LORA: (1e-3, 3e-3, 1e-2, 3e-2), "prompts": (2e-2, 4e-2, 8e-2, 16e-2)}
 Parts = tuple[tuple[str, dict[str, Any]], ...]
 CANDIDATES: dict[str, Parts] = {
@@ -59,7 +59,7 @@ CANDIDATES: dict[str, Parts] = {
         ("llama_adapter", {"num_virtual_tokens": 10}),
     ),
 }
-"""Name to the methods that are combined, and their options; the first is the one whose rate is searched."""
+"""Methods that each candidate combines, with their options; the rate is searched for the first candidate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Bench:
         self.runner: Runner | None = None
 
     def starts(self, tokenizer: Any) -> dict[str, str]:
-        """Return the texts that a prefix may start from: the instruction, as a chat, and with an example."""
+        """Return the texts that a prefix may start from: the instruction as a chat, and with an example."""
         example = read_examples(self.file)[0]
         message = [{"role": "system", "content": INSTRUCTION}]
         chat = tokenizer.apply_chat_template(message, tokenize=False)
@@ -114,7 +114,7 @@ class Bench:
         return zoo.combine(*parts)(model)
 
     def measure(self, name: str, rate: float | None, steps: int, is_final: bool) -> Callable[[int], Result]:
-        """Return what trains a candidate; without a rate, at the best one of its search."""
+        """Return a function that trains and measures a candidate; without a rate, at the best one of its search."""
 
         def measure(seed: int) -> Result:
             settings = self.settings
@@ -148,13 +148,13 @@ class Bench:
         """Tokenize the data."""
         return Tokenized(tokenizer, is_encoder_decoder=False, template="{input}\n").rows(read_examples(self.file))
 
-    # What the search found
+    # Results of the search
 
     def search_loss(self, experiment: str) -> float:
         """Return the loss of a run of the search.
 
         Raises:
-            MissingError: If it was not run.
+            MissingError: If the run has no result.
         """
         assert self.runner is not None
         result = self.runner.result(experiment)
@@ -163,7 +163,7 @@ class Bench:
         return float(result["loss"])
 
     def best_rate(self, name: str) -> float:
-        """Return the best rate of the search: LoRA's, or that of our first candidate."""
+        """Return the best rate of the search: LoRA's own, or for prompts that of the first candidate."""
         group = LORA if name == LORA else "prompts"
         searched = LORA if name == LORA else next(iter(CANDIDATES))
         return min(RATES[group], key=lambda rate: self.search_loss(_search(searched, rate)))
@@ -179,7 +179,7 @@ class Bench:
         return min(losses, key=lambda name: losses[name])
 
     def experiments(self) -> list[Experiment]:
-        """List the experiments in order; the later ones depend on what the search found."""
+        """List the experiments in order; the later ones depend on the results of the search."""
         settings, first = self.settings, next(iter(CANDIDATES))
         listed = list[Experiment]()
 

@@ -1,11 +1,11 @@
-"""Measure the code itself: how long its files are, how branchy its functions, how many layers its imports have.
+"""Measure the code: the length of its files, the complexity of its functions, the layers of its imports, and more.
 
-Run from the repository root; a second checkout is measured beside this one::
+Run from the repository root; ``--before`` adds the numbers of another checkout::
 
     python benchmarks/house.py
     python benchmarks/house.py --before OTHER_CHECKOUT
 
-Exits with 1 if a number of this checkout is over its limit. `tests/test_architecture.py` holds the same limits.
+Exits with 1 if a number of this checkout is not within its limit. `tests/test_architecture.py` checks the same limits.
 """
 
 import argparse
@@ -31,9 +31,9 @@ KINDS = re.compile(
     r"|gates is (not )?None|family (==|!=|in|not in) |\.(through_cache|takes_cache|is_carried|takes_real_positions)\b"
     r"|\.problem is (not )?None"
 )
-"""What asks for a kind of tokens, a way to reach a stack, or a family, where a type's method would answer."""
+"""Code that asks for a kind of tokens, a way to reach a stack, or a family, where a type's method could answer."""
 KNOWS_KINDS = ("tokens", "sites/reach", "backbone/families", "testing")
-"""Where the kinds are: a type may ask about itself. And `testing`, whose checks look at what they were given."""
+"""Modules that may ask: those of the types themselves, and `testing`, whose checks look at what they are given."""
 MOST_COMPLEX = 10
 SUPPRESSION = re.compile(r"# (type: ignore|noqa|pragma|fmt: (skip|off))")
 
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def num_lines(self) -> int:
-        """Its lines."""
+        """Number of lines."""
         return len(self.text.splitlines())
 
 
@@ -64,28 +64,28 @@ class House:
 
     @property
     def num_lines(self) -> int:
-        """Lines of the package."""
+        """Number of lines in the package."""
         return sum(source.num_lines for source in self.sources)
 
     def per_thousand(self, pattern: str | re.Pattern[str]) -> float:
-        """Count matches of a pattern in 1,000 lines."""
+        """Return the number of matches of a pattern per 1,000 lines."""
         found = sum(len(re.findall(pattern, source.text)) for source in self.sources)
         return round(1000 * found / self.num_lines, 1)
 
 
 def files_at_the_root(house: House) -> int:
-    """Modules of the package that are in no folder."""
+    """Count the modules of the package that are not in a folder."""
     return len(list((house.root / PACKAGE).glob("*.py")))
 
 
 def layers(house: House) -> int:
-    """Layers of the import contract."""
+    """Count the layers of the import contract."""
     settings = tomllib.loads((house.root / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
     return len(next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"))
 
 
 def circles(house: House) -> int:
-    """Groups of modules that import each other, imports for types included, those inside functions not."""
+    """Count the groups of modules that import each other; imports for types count, those in functions do not."""
     modules = _modules(house)
     graph = {name: set(_imports(modules, name)) for name in modules}
     reached = {name: _reachable(graph, name) for name in graph}
@@ -93,7 +93,7 @@ def circles(house: House) -> int:
 
 
 def complexities(house: House) -> list[tuple[int, str]]:
-    """Cyclomatic complexity of every function, and where it is, the largest last; conditions inside a line count."""
+    """Return the cyclomatic complexity and the place of every function, the largest last; inline conditions count."""
     found = []
     for source in house.sources:
         place = source.path.relative_to(house.root).as_posix()
@@ -103,63 +103,63 @@ def complexities(house: House) -> list[tuple[int, str]]:
 
 
 def largest_complexity(house: House) -> int:
-    """The largest one."""
+    """Return the largest complexity of a function."""
     return complexities(house)[-1][0]
 
 
 def common_complexity(house: House) -> int:
-    """That which nine of ten functions do not pass."""
+    """Return the complexity that nine in ten functions do not exceed."""
     found = complexities(house)
     return found[math.ceil(0.9 * len(found)) - 1][0]
 
 
 def longest_file(house: House) -> int:
-    """Lines of the longest file."""
+    """Return the number of lines of the longest file."""
     return max(source.num_lines for source in house.sources)
 
 
 def median_file(house: House) -> float:
-    """Lines of the median file; those that only say what is in a folder are left out."""
+    """Return the number of lines of the median file; `__init__.py` files are left out."""
     return statistics.median(source.num_lines for source in house.sources if source.path.name != "__init__.py")
 
 
 def longest_page(house: House) -> int:
-    """Lines of the longest page of a method, those of the plugin packages included."""
+    """Return the number of lines of the longest page of a method, including those of the plugin packages."""
     pages = [*(house.root / PACKAGE / "methods").glob("*.py"), *(house.root / "plugins").glob("*/softprompt_zoo_*.py")]
     return max(len(page.read_text("utf-8").splitlines()) for page in pages)
 
 
 def lookups_by_name(house: House) -> float:
-    """`getattr` and `hasattr` in 1,000 lines."""
+    """Return the number of calls of `getattr` and `hasattr` per 1,000 lines."""
     return house.per_thousand(r"\b(?:getattr|hasattr)\(")
 
 
 def suppressions(house: House) -> float:
-    """Silenced findings of the type checker and of ruff in 1,000 lines."""
+    """Return the number of comments per 1,000 lines that silence the type checker, ruff or coverage."""
     return house.per_thousand(SUPPRESSION)
 
 
 def errors_with_their_value(house: House) -> float:
-    """Percent of the raised messages that say a value."""
+    """Return the percentage of raised messages that contain a value."""
     raised = [node.exc for source in house.sources for node in ast.walk(ast.parse(source.text)) if _is_message(node)]
     return round(100 * sum(map(_has_value, raised)) / len(raised), 1)
 
 
 def questions_of_kind(house: House) -> int:
-    """Lines that ask what kind of tokens, of way in or of model they have, outside the types themselves."""
+    """Count the lines, outside the types themselves, that ask for a kind of tokens, a way in or a family."""
     return len(list(_questions(house)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """What is measured, and what is allowed."""
+    """A measure of a checkout and its limit."""
 
     measure: Callable[[House], float]
     limit: float
     is_least: bool = False
 
     def is_kept(self, value: float) -> bool:
-        """Whether a value is within the limit."""
+        """Return whether a value is within the limit."""
         return value >= self.limit if self.is_least else value <= self.limit
 
 
@@ -180,7 +180,7 @@ NUMBERS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print."""
+    """Measure, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the checkout to measure")
     parser.add_argument("--before", type=Path, help="another checkout, shown next to it")
@@ -251,12 +251,12 @@ def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
 
 
 def _is_message(node: ast.AST) -> bool:
-    """Return whether something is raised with a message that is written there."""
+    """Return whether a node raises an exception with arguments, such as a message."""
     return isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and bool(node.exc.args)
 
 
 def _has_value(raised: ast.expr | None) -> bool:
-    """Return whether a message has a value in it, or is made elsewhere."""
+    """Return whether a message contains a value or is built elsewhere."""
     parts = list(ast.walk(raised.args[0])) if isinstance(raised, ast.Call) else []
     return any(isinstance(part, ast.FormattedValue | ast.Name | ast.Call) for part in parts)
 

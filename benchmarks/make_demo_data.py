@@ -15,14 +15,14 @@ from pathlib import Path
 
 SEED = 20240229
 SIZES = {"train": 600, "validation": 60, "test": 60}
-KEEP = 0.72  # how often an attribute that may be missing is there
+KEEP = 0.72  # probability that an optional attribute is kept
 COMMANDS = ("entry", "closed", "highlight", "visitors", "stay")
 
 Table = dict[str, str]
 
 
 def _listed(text: str) -> list[str]:
-    """Cut a line of words at its commas."""
+    """Split a line at its commas."""
     return text.split(", ")
 
 
@@ -67,10 +67,10 @@ def make_table(name: str, rng: random.Random) -> Table:
 
     Args:
         name: The museum's name.
-        rng: The source of chance.
+        rng: The random generator.
 
     Returns:
-        The attributes in a fixed order; all but name and city may be missing.
+        The attributes in a fixed order; all except name and city may be missing.
     """
     optional = {
         "subject": rng.choice(SUBJECTS),
@@ -90,13 +90,13 @@ def make_table(name: str, rng: random.Random) -> Table:
 
 
 def describe(table: Table) -> str:
-    """Say what the museum is, from the attributes that are there.
+    """Describe what the museum is, using the attributes that are present.
 
     Args:
         table: The attributes.
 
     Returns:
-        Such as "a house of clocks in an old brewery since 1891".
+        A phrase such as "a house of clocks in the old brewery since 1891".
     """
     words = f"a house of {table['subject']}" if "subject" in table else "a house of odd things"
     if "building" in table:
@@ -128,7 +128,7 @@ def command(key: str, value: str) -> str:
         value: Its value.
 
     Returns:
-        The command, without a capital or a stop.
+        The command, without a capital letter or a period.
     """
     if key == "entry":
         return "pay nothing" if value == "free" else f"pay {value}"
@@ -146,7 +146,7 @@ def make_sentence(table: Table, rng: random.Random) -> str:
 
     Args:
         table: The attributes.
-        rng: The source of chance, for the opening.
+        rng: The random generator, for the opening.
 
     Returns:
         One sentence that says everything in the table.
@@ -159,7 +159,7 @@ def make_rows() -> dict[str, list[dict[str, str]]]:
     """Make all rows.
 
     Returns:
-        The rows of each file; no museum is in two of them.
+        The rows of each file; no museum occurs twice.
     """
     rng = random.Random(SEED)
     names = [f"The {first} {second}" for first in FIRST_WORDS for second in SECOND_WORDS]
@@ -178,7 +178,7 @@ def write_rows(folder: Path) -> None:
     """Write one JSONL file for each split.
 
     Args:
-        folder: Where to write; made if it is not there.
+        folder: Where to write; created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in make_rows().items():

@@ -4,7 +4,7 @@ Run from the repository root; run the command again to resume it::
 
     python benchmarks/matrix.py
 
-Writes `table.md` and `matrix.html` (or the name of another folder of results), with the reason of each cell that is not
+Writes `table.md` and `matrix.html` (named after the folder of the results), with a reason for each cell that is not
 right. See benchmarks/README.md.
 """
 
@@ -36,13 +36,13 @@ from softprompt_zoo.testing.subject import Subject
 
 LIBRARIES: dict[str, type[Subject]] = {"softprompt_zoo": Subject, "PEFT": PeftSubject}
 RIGHT, WRONG, ERROR, REFUSED, UNDEFINED = "right", "wrong", "error", "refused", "not defined"
-"""The check passed; it found another result; something was raised; `UnsupportedError` before anything was changed; or
-the operation is none of this model or method (an encoder does not generate)."""
+"""The check passed; it found a different result; another exception was raised; `UnsupportedError` was raised before
+anything was changed; or the operation does not exist for this model or method (an encoder does not generate)."""
 COLOURS = {RIGHT: "#2e7d32", WRONG: "#c62828", ERROR: "#ef6c00", REFUSED: "#90a4ae", UNDEFINED: "#eceff1"}
 SUITES: dict[str, Callable[[str], Any]] = {"promise": conformance_suite, "operation": operation_suite}
-"""Group of cells, as in the names of its tests, to the function that makes its suite."""
+"""For each group of cells, as it is called in the names of its tests, the function that builds its suite."""
 OURS = ("promise_05", "promise_08", "promise_09")
-"""Checks without an equivalent in PEFT: start values of real tokens, exchange with itself, merging."""
+"""Checks without an equivalent in PEFT: initial values of real tokens, exchange with itself, merging."""
 AGAIN = "again"
 """Key of a result for the day on which only this library's cells were measured again."""
 COMPILED = "compiled"
@@ -58,9 +58,9 @@ class Settings:
     methods: str = ",".join(CONFIGS)
     """Methods, separated by commas."""
     part: int = 1
-    """Only every n-th cell, starting with the first."""
+    """Run only every n-th cell, starting with the first."""
     compiled: str = "llama,gpt2,gemma3,bloom,bert,t5"
-    """Models whose cells are also compiled, separated by commas: a cell takes five seconds, all of them hours."""
+    """Models whose cells are also compiled, separated by commas; one cell takes five seconds, all would take hours."""
     threads: int = 1
 
 
@@ -75,7 +75,7 @@ def operations(group: str = "") -> dict[str, tuple[str, dict[str, Any]]]:
         group: A key of `SUITES`; both by default.
 
     Returns:
-        Title to the suite's test and the arguments that it is parametrized with.
+        For each title, the suite's test and the arguments of its parametrization.
     """
     found = {}
     for one, make_suite in SUITES.items():
@@ -95,7 +95,7 @@ def operations(group: str = "") -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def run_cell(library: str, architecture: str, method: str, operation: str) -> Cell:
-    """Run a check in its own guard."""
+    """Run a check with its own time limit, and turn its outcome into a cell."""
     name, chosen = operations()[operation]
     suite = SUITES[name.split("_")[1]](method)()
     suite.subject_type, suite.shows_refusals = LIBRARIES[library], True
@@ -127,7 +127,7 @@ def run_cell(library: str, architecture: str, method: str, operation: str) -> Ce
 
 
 class _TimeLimit:
-    """Raises `TimeoutError` when a block takes longer."""
+    """A context that raises `TimeoutError` if its block takes too long."""
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
@@ -211,7 +211,7 @@ def table(runner: Runner, settings: Settings) -> str:
     ours = {(a, m, o): cell[0] for a, of, m, o, cell in found if of == "softprompt_zoo"}
     theirs = [(a, m, o, cell[0]) for a, of, m, o, cell in found if of == "PEFT"]
     refused_here = sum(status == RIGHT and ours[a, m, o] == REFUSED for a, m, o, status in theirs)
-    # What we refuse is compared with nothing: a method may not be defined there.
+    # Cells that we refuse are not compared: the method may not be defined there.
     both = [row for row in found if row[1] == "softprompt_zoo" or ours[row[0], row[2], row[3]] != REFUSED]
     by_method = _compared(both, dict.fromkeys(method for _, _, method, _, _ in found), 2)
     refusals = Counter(
@@ -255,7 +255,7 @@ def _totals(found: list[tuple[str, str, str, str, Cell]]) -> list[tuple[str, ...
 
 
 def _compared(found: list[tuple[str, str, str, str, Cell]], names: Iterable[str], place: int) -> list[tuple[str, ...]]:
-    """Count by one field of each row: a line for each name, a column for each library."""
+    """Count the cells by one field: a line for each name, a column for each library."""
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row in found:
         counts[str(row[place]), row[1]][row[4][0]] += 1

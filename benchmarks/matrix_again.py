@@ -1,10 +1,10 @@
-"""Measure this library's cells of the matrix again, beside what was kept of PEFT's, and print what changed.
+"""Measure this library's cells of the matrix again, keep PEFT's, and print what changed.
 
 Run from the repository root, after `matrix.py`; run the command again to resume it::
 
     python benchmarks/matrix_again.py --day 2026-11-28
 
-Exits with 1 if a cell is wrong or in error, or one that was right is not any more.
+Exits with 1 if a cell is wrong or in error, or is no longer right.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SETTINGS = matrix.Settings()
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A cell that is not what it was."""
+    """A cell whose status has changed."""
 
     cell: str
     before: str
@@ -36,7 +36,7 @@ class Change:
 
     @property
     def is_worse(self) -> bool:
-        """Whether it was right, or is wrong now."""
+        """Whether the cell was right before, or is wrong or in error now."""
         return self.before == matrix.RIGHT or self.after in (matrix.WRONG, matrix.ERROR)
 
 
@@ -53,7 +53,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, keep, compare."""
+    """Measure the cells, store them, print what changed, and return the exit code."""
     settings = parse(arguments)
     runner, write_all = matrix.make(SETTINGS, settings.results)
     jobs = [(experiment.name, settings) for experiment in runner.chosen(settings.only)]
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(job: tuple[str, argparse.Namespace]) -> tuple[str, list[Change], Counter[str]]:
-    """Measure one experiment in a process of its own."""
+    """Measure one experiment, in a worker process."""
     name, settings = job
     torch.set_num_threads(1)
     logging.set_verbosity_error()

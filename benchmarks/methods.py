@@ -4,9 +4,8 @@ Run from the repository root; run the command again to resume it::
 
     python benchmarks/methods.py --data ../shared/data
 
-Every experiment is run on three seeds. Both sides of a comparison are measured on the same rows, so that a
-difference has a standard error; it counts from three standard errors on. A method that is not installed is named.
-See benchmarks/README.md.
+Every experiment is run on three seeds. Both sides of a comparison are measured on the same rows, and a difference
+counts if it is at least three standard errors. Methods that are not installed are named. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -52,15 +51,15 @@ SOURCES = ("tweet_sentiment", "product_sentiment")
 FILMS = "movie_sentiment"
 FILM_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "llama_adapter")
 SCRATCH = "prompt_tuning"
-"""What a multitask prompt that starts from sources is compared with, trained on the few examples alone."""
+"""Method that an adapted multitask prompt is compared with; it is trained only on the few examples."""
 FEW = {16: 20, 64: 60}
-"""Number of films to the steps that adapt a multitask prompt to them."""
+"""For each number of films, the steps that adapt a multitask prompt to them."""
 SHOTS = 8
 CARTRIDGE_SHARES = {"quarter": 4, "sixteenth": 16}
-"""Lengths of cartridges, as fractions of the text's tokens."""
+"""Lengths of cartridges: the text has this many times as many tokens."""
 MATCHED_SHARE = CARTRIDGE_SHARES["quarter"]
 MATCHED = {"cartridge-matched": False, "cartridge-matched-scores": True}
-"""Cartridges that start by attention matching and are not trained: whether their tokens have scores."""
+"""Cartridges that start from attention matching and are not trained, and whether their tokens have scores."""
 SMALLER = {"cartridge": {"steps": 64, "batch_size": 8}}
 """Changes to recipes whose three runs would take more than an hour on two cores."""
 
@@ -74,18 +73,18 @@ class Settings:
     model: str = "smollm2"
     encoder: str = "minilm"
     dtype: str = ""
-    """Of the language model; by default the one that trains fastest on this machine. A result records it."""
+    """Dtype of the language model; by default the one that trains fastest on this machine. Each result records it."""
     seeds: int = 3
     steps: int = 0
-    """Optimizer steps of every run; 0 for those of the method's recipe."""
+    """Optimizer steps of every run; 0 to use those of the method's recipe."""
     rows: int = 500
     """Maximum number of evaluation rows."""
     text_tokens: int = 2000
     """Length of the cartridge's text."""
     conversations: int = 256
-    """Of the cartridge's self-study."""
+    """Number of conversations in the cartridge's self-study."""
     questions: int = 32
-    """Held-out ones about the cartridge's text."""
+    """Number of held-out questions about the cartridge's text."""
     threads: int = 2
 
 
@@ -108,7 +107,7 @@ class Bench:
         return path
 
     def rows(self, name: str, part: str) -> list[Example]:
-        """Read a data file; from a test file only the requested number of rows."""
+        """Read a data file; of a test file, only the requested number of rows."""
         rows = read_examples(self.file(name, part))
         return rows[: self.settings.rows] if part == "test" else rows
 
@@ -121,11 +120,11 @@ class Bench:
         return AutoTokenizer.from_pretrained(resolve_model(self.settings.model))
 
     def labels(self, tokenizer: Any) -> Labels:
-        """Return a function that turns reviews into rows."""
+        """Return the classification of reviews, which turns them into rows and measures models."""
         return Labels(tokenizer, TEMPLATE, WORDS)
 
     def recipe(self, method: str) -> Recipe:
-        """Return a method's own recipe, reduced if it takes long."""
+        """Return a method's own recipe, reduced if it would take too long."""
         own = recipe_of(method, 0)
         smaller: dict[str, Any] = {
             name: min(getattr(own, name), most) for name, most in SMALLER.get(method, {}).items()
@@ -133,7 +132,7 @@ class Bench:
         return self.shortened(dataclasses.replace(own, **smaller))
 
     def shortened(self, recipe: Recipe) -> Recipe:
-        """Return a recipe, with fewer steps if the command says so."""
+        """Return a recipe, with the number of steps that the command sets, if any."""
         return dataclasses.replace(recipe, steps=self.settings.steps) if self.settings.steps else recipe
 
     def attach(self, method: str, seed: int, tokenizer: Any, **options: Any) -> Any:
@@ -144,7 +143,7 @@ class Bench:
         return chosen(model, **with_tokenizer(chosen, tokenizer))
 
     def options(self, *methods: str, data: Sequence[str] = (), **more: Any) -> Callable[[], dict[str, Any]]:
-        """Return what makes the options of an experiment: recipes and checksums, when they are asked for."""
+        """Return a function that builds the options of an experiment, recipes and checksums, when it is called."""
 
         def make() -> dict[str, Any]:
             recipes = {method: numbers(self.recipe(method)) for method in methods}
@@ -152,7 +151,7 @@ class Bench:
 
         return make
 
-    # Films: a prompt in front of a language model that names the mood
+    # Films: a prompt for a language model that names the sentiment
 
     def untrained_films(self, seed: int) -> Result:
         """Measure the language model without a prompt."""
@@ -175,10 +174,10 @@ class Bench:
 
         return measure
 
-    # Films under an encoder
+    # Films with an encoder
 
     def encoder_films(self, method: str) -> Callable[[int], Result]:
-        """Return what trains a method on an encoder, and beside it the head alone."""
+        """Return a function that trains a method on an encoder and, for comparison, the head alone."""
 
         def measure(seed: int) -> Result:
             tokenizer: Any = AutoTokenizer.from_pretrained(encoder_folder(self.settings.encoder))
@@ -207,7 +206,7 @@ class Bench:
     # Few examples
 
     def context(self, seed: int) -> Result:
-        """Train CPT on a few examples, which it also shows; before a step it is plain in-context learning."""
+        """Train CPT on a few examples, which it also shows; before its first step, it is in-context learning."""
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
         examples = balanced(self.rows(FILMS, "train"), SHOTS, seed)
@@ -220,7 +219,7 @@ class Bench:
         return {**found, **labels.measure(model, test), "trained": trainer.num_trained, **history}
 
     def context_model(self, seed: int, tokenizer: Any, examples: Sequence[Example]) -> Any:
-        """Load the language model and put CPT on it, which shows the examples."""
+        """Load the language model and put a CPT prompt on it that shows the examples."""
         shown = tuple((example.input, str(example.target)) for example in examples)
         return self.attach("cpt", seed, tokenizer, examples=shown, template=CONTEXT_TEMPLATE)
 
@@ -234,7 +233,7 @@ class Bench:
         return model
 
     def adapted(self, source: Any, few: list[Row], recipe: Recipe | None, seed: int, tokenizer: Any) -> Any:
-        """Start a multitask prompt of one task from a source's, and train it with the recipe if there is one."""
+        """Start a multitask prompt with one task from the source model's prompt, and train it if there is a recipe."""
         model = self.attach("multitask_prompt_tuning", seed, tokenizer, num_tasks=1, init=source.prompts["default"])
         if recipe is not None:
             collate = _with_tasks(Collator(tokenizer.pad_token_id, is_encoder_decoder=False))
@@ -242,11 +241,11 @@ class Bench:
         return model
 
     def scratch_recipe(self) -> Recipe:
-        """Return prompt tuning's recipe, with the steps of the sources: few examples are soon learned by heart."""
+        """Return prompt tuning's recipe with the steps of the sources: a few examples are soon memorized."""
         return dataclasses.replace(self.recipe(SCRATCH), steps=self.recipe("multitask_prompt_tuning").steps)
 
     def multitask(self, seed: int) -> Result:
-        """Train a multitask prompt on two sources, adapt it to films, and beside it prompts from scratch."""
+        """Train a multitask prompt on two sources and adapt it to films; also train prompts from scratch."""
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
@@ -273,7 +272,7 @@ class Bench:
         return make_study(model, self.tokenizer(), settings.text_tokens, settings.conversations, settings.questions)
 
     def cartridge(self, share: int, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
-        """Return what trains a cartridge on the self-study, of a token for so many of the text's."""
+        """Return a function that trains a cartridge on the self-study, with a token for every `share` of the text's."""
 
         def measure(seed: int) -> Result:
             study = runner_of().result("cartridge-study")
@@ -286,7 +285,7 @@ class Bench:
         return measure
 
     def matched(self, scores: bool, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
-        """Return what starts a cartridge by attention matching, of a token for so many of the text's."""
+        """Return a function that starts a cartridge from attention matching and measures it without training."""
 
         def measure(seed: int) -> Result:
             study = runner_of().result("cartridge-study")
@@ -298,7 +297,7 @@ class Bench:
 
 
 def context_rows(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
-    """Tokenize examples as the context of the model's prompt was."""
+    """Tokenize examples like the context of the model's prompt."""
     encode = model.prompts["default"].config.encode
     texts = [encode(tokenizer, example.input)["input_ids"] for example in examples]
     labelled = [encode(tokenizer, example.input, example.target)["labels"] for example in examples]
@@ -317,7 +316,7 @@ def _prefixed(name: str, measured: Result) -> Result:
     return {f"{name}_{key}": value for key, value in measured.items()}
 
 
-# Which experiments there are, and the rows of the table
+# Experiments, and the lines of the table
 
 
 def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experiment]:
@@ -326,7 +325,7 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
 
 
 def noting(experiment: Experiment, dtype: str) -> Experiment:
-    """Let results say in which dtype the model was, which depends on the machine and not on what was asked."""
+    """Record the model's dtype in the results: by default it depends on the machine."""
     measure = experiment.measure
     return dataclasses.replace(experiment, measure=lambda seed: {"dtype": dtype, **measure(seed)})
 
@@ -407,7 +406,7 @@ def _experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experime
 
 
 def comparisons() -> list[Comparison]:
-    """List the rows of the table, in order."""
+    """List the lines of the table, in order."""
     found = []
 
     def add(section: str, title: str, ours: tuple[str, str], theirs: tuple[str, str]) -> None:
@@ -476,7 +475,7 @@ def table(runner: Runner, settings: Settings) -> str:
 
 
 def _smaller() -> str:
-    """Return a note about what is measured at a smaller size than its recipe."""
+    """Return a note about methods that are trained with fewer steps or rows than in their recipe."""
     texts = []
     for method, changes in SMALLER.items():
         own = recipe_of(method, 0) if method in zoo.list_methods() else None

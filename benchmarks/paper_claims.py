@@ -1,4 +1,4 @@
-"""What papers claim of the methods in `plugins/`, and the sizes at which `claims.py` trains them."""
+"""Claims of papers about the methods in `plugins/`, and the sizes at which `claims.py` trains these methods."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,37 +16,37 @@ class Entry:
     method: str
     options: Mapping[str, Any]
     plain: str = "prompt_tuning"
-    """The method that it stands beside."""
+    """The plain method that it is compared with."""
     plain_tokens: int = 30
-    """Its virtual tokens, so many that as many numbers are trained; 0 to count them once the entry is trained."""
+    """Virtual tokens of the plain method, for as many trained parameters; 0 to derive them after training."""
     shots: int = 0
-    """Films that it is trained on, and is shown as `examples`; 0 to train on all and show none."""
+    """Number of films that it is trained on and shown as `examples`; 0 to train on all and show none."""
 
     @property
     def plain_options(self) -> dict[str, int]:
-        """The options of what it stands beside."""
+        """Options of the plain method."""
         return {"num_virtual_tokens": self.plain_tokens}
 
     def beside(self, name: str) -> str:
-        """Return the experiment that it stands beside; entries of one size share it."""
+        """Return the name of the experiment with its plain counterpart, which entries of the same size share."""
         return f"{self.plain}-{self.plain_tokens}" if self.plain_tokens else f"{self.plain}-beside-{name}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a paper says of a method, as far as it can be measured here."""
+    """A paper's claim about a method, as far as it can be measured here."""
 
     entry: str
     says: str
     paper: str
     against: str = ""
-    """The experiment that it is compared with; by default what stands beside the entry."""
+    """The experiment to compare with; by default the entry's plain counterpart."""
     key: str = "loss"
     """What is compared: a key of the results, or `CPU_SECONDS` per training step."""
     against_key: str = ""
-    """Where the values of the other side are; by default those of the same name."""
+    """Key of the other side's values; by default the same as `key`."""
     least: float = 0.0
-    """By how much it must be better."""
+    """How much better the entry must be."""
 
 
 ENTRIES = {
@@ -64,8 +64,8 @@ ENTRIES = {
         method="ct_kv", options={"template": CONTEXT_TEMPLATE}, plain="prefix_tuning", plain_tokens=0, shots=SHOTS
     ),
 }
-"""Name to a method. Its sizes are such that with SmolLM2-135M it trains as many numbers as what stands beside it, up to
-4% more or less."""
+"""Methods by name. With SmolLM2-135M, their sizes give them the same number of trained parameters as their plain
+counterparts, within 4%."""
 AS_MANY = "better than prompt tuning with as many trained numbers"
 CLAIMS = (
     Claim(entry="residual", paper="Razdaibiedina et al. 2023, 2305.03937", says=AS_MANY),

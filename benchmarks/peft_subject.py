@@ -1,6 +1,6 @@
 """PEFT's prompts on the tiny models, as subjects of our conformance suite.
 
-Everything is called in the way that suits PEFT best: `input_ids` by keyword, its virtual positions cut off the logits.
+Everything is called in the way that suits PEFT best: `input_ids` by keyword, virtual positions removed from the logits.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     ),
     "cartridge": peft.CartridgeConfig,
 }
-"""Our name of a method to what makes PEFT's config of it."""
+"""Functions that build PEFT's config of a method, by our name of the method."""
 PARTS = ("prompt_encoder", "adaption_")
-"""What is in the names of PEFT's prompt parameters."""
+"""Parts of the names of PEFT's prompt parameters."""
 TASKS = 3
 
 
@@ -44,14 +44,14 @@ class PeftSubject(Subject):
 
     @functools.cached_property
     def frozen(self) -> frozenset[str]:
-        """Names of the parts of the prompt that are not trained: a cartridge's first tokens, CPT's examples."""
+        """Names of all parameters that are not trained, including a cartridge's first tokens and CPT's examples."""
         return frozenset(name for name, parameter in self.model.named_parameters() if not parameter.requires_grad)
 
     @classmethod
     def prompted(
         cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", task: str = ""
     ) -> "PeftSubject":
-        """Put PEFT's prompt of a method on a tiny model, and move its parameters off their start values."""
+        """Put PEFT's prompt of a method on a tiny model, and move its parameters away from their initial values."""
         subject = cls(architecture, tiny_model(architecture, implementation=implementation, task=task))
         config = subject.config(method, options)
         with torch.random.fork_rng(devices=[]):
@@ -61,7 +61,7 @@ class PeftSubject(Subject):
         return subject
 
     def config(self, method: str, options: Mapping[str, Any]) -> Any:
-        """Return PEFT's config, with its task."""
+        """Return PEFT's config of a method, with the model's task type."""
         kinds = {"encoder_decoder": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
         kinds["classifier"] = "SEQ_CLS"
         family = "encoder_decoder" if self.is_encoder_decoder else "causal" if self.is_causal else "encoder"
@@ -73,23 +73,23 @@ class PeftSubject(Subject):
         """Add noise to a prompt's parameters."""
         with torch.no_grad():
             for key, parameter in self.model.named_parameters():
-                # The names of LLaMA-Adapter's parameters lack the prompt's.
+                # The names of LLaMA-Adapter's parameters do not contain the prompt's name.
                 if self.is_prompt_parameter(key) and (name in key.split(".") or "adaption_" in key):
                     parameter.add_(scale * torch.randn_like(parameter))
 
     @property
     def is_prompted(self) -> bool:
-        """Whether it has prompts."""
+        """Whether the model has prompts."""
         return isinstance(self.model, peft.PeftModel)
 
     @property
     def counts_padding(self) -> bool:
-        """Whether it takes padding for text unless `position_ids` say otherwise; PEFT's prompts drop them."""
+        """Whether padding counts as text unless `position_ids` say otherwise; PEFT's prompts drop `position_ids`."""
         return not self.is_prompted or not self.model.peft_config["default"].is_prompt_learning
 
     @property
     def shows_attentions(self) -> bool:
-        """Whether it returns attention weights."""
+        """Whether the model returns attention weights."""
         return True
 
     def add_longer(self, method: str, options: Mapping[str, Any]) -> None:
@@ -98,11 +98,11 @@ class PeftSubject(Subject):
         self.disturb("longer")
 
     def is_prompt_parameter(self, name: str) -> bool:
-        """Return whether a name in the model's `state_dict` is a prompt's, and trained."""
+        """Return whether a name in the model's `state_dict` is that of a trained parameter of a prompt."""
         return any(part in name for part in PARTS) and name not in self.frozen
 
     def trained_head(self) -> dict[str, Any]:
-        """Return no state: the copy that PEFT trains has the base model's values until then."""
+        """Return an empty state: until it is trained, PEFT's copy of the head has the base model's values."""
         return {}
 
     def disabled(self) -> contextlib.AbstractContextManager[Any]:
@@ -135,7 +135,7 @@ class PeftSubject(Subject):
         return {"task_ids": first % TASKS}
 
     def inputs(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> dict[str, Any]:
-        """Build the arguments of a forward; a prompt per row has another name in PEFT."""
+        """Build the arguments of a forward; the argument for a prompt per row has another name in PEFT."""
         if self.is_prompted and mask is None:
             mask = torch.ones_like(ids)
         return super().inputs(ids, mask, **_per_row(more))
@@ -148,7 +148,7 @@ class PeftSubject(Subject):
         return logits[:, -ids.shape[1] :]
 
     def generate(self, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
-        """Generate from texts, or from their embeddings; PEFT wants them by keyword."""
+        """Generate from texts or from their embeddings, which PEFT takes by keyword."""
         mask = torch.ones_like(ids) if mask is None else mask
         read = {} if "inputs_embeds" in options else {"input_ids": ids}
         return self.model.generate(**read, attention_mask=mask, **{**self.tasks(ids), **_per_row(options)})

@@ -1,11 +1,11 @@
 """Run PEFT's own tests of prompts against PEFT and against this library under PEFT's names, and print a table.
 
-Run from the repository root; pip fetches the source of the installed version of PEFT, which has its tests::
+Run from the repository root; pip fetches the source of the installed version of PEFT, which includes its tests::
 
     pip install -e ".[test,peft-tests]"
     python benchmarks/peft_tests.py
 
-Writes `table.md`, and exits with 1 if a test fails here, or more than `--most` ask for what this library has no way to.
+Writes `table.md`. Exits with 1 if a test fails here, or if more than `--most` tests have no equivalent here.
 See benchmarks/README.md.
 """
 
@@ -40,7 +40,7 @@ FILES = (
     "test_lora_conversion",
     "test_initialization",
 )
-"""PEFT's files that have tests of prompts."""
+"""PEFT's files that contain tests of prompts."""
 PASSED, MORE, NOT_APPLICABLE, NO_WAY_HERE, FAILED, SKIPPED = (
     "passed",
     "works where PEFT refuses",
@@ -58,14 +58,14 @@ Outcomes = Mapping[str, tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of one test."""
+    """The verdict on one test."""
 
     kind: str
     reason: str = ""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetch, run and print."""
+    """Fetch and run PEFT's tests, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "peft-tests", help="where PEFT's source goes")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "peft_tests")
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fetch(folder: Path, version: str) -> Path:
-    """Let pip bring PEFT's source, once; return its folder."""
+    """Let pip download PEFT's source, unless it is already there; return its folder."""
     source = folder / f"peft-{version}"
     if not (source / "tests" / "__init__.py").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,12 +96,12 @@ def fetch(folder: Path, version: str) -> Path:
         subprocess.run([sys.executable, "-m", "pip", "download", "-q", *options, f"peft=={version}"], check=True)
         with tarfile.open(folder / f"peft-{version}.tar.gz") as archive:
             archive.extractall(folder, filter="data")
-        (source / "tests" / "__init__.py").touch()  # they import each other
+        (source / "tests" / "__init__.py").touch()  # the tests import each other
     return source
 
 
 def run(source: Path, folder: Path, library: str, processes: int, expression: str) -> Outcomes:
-    """Run the tests in a process of their own; return the outcome of each, with its message."""
+    """Run the tests in a separate process; return the outcome and the message of each test."""
     outcomes = folder / f"{library}.json"
     outcomes.unlink(missing_ok=True)
     paths = [ROOT / "benchmarks", ROOT, *(ROOT / "plugins" / plugin for plugin in PLUGINS)]
@@ -147,7 +147,7 @@ def verdict(test: str, outcome: str, message: str) -> Verdict:
 
 
 def page(theirs: Mapping[str, Verdict], ours: Mapping[str, Verdict]) -> str:
-    """Lay the tables out."""
+    """Return the page with the tables, in Markdown."""
     lines = []
     for file in (*FILES, ""):
         counts = [

@@ -1,4 +1,4 @@
-"""A bank with users' prompts of every method among very many others, for the benchmark of serving."""
+"""A bank with users' prompts of six methods among many others, for the benchmark of serving."""
 
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "multitask_prompt_tuning": {"num_virtual_tokens": 8, "num_tasks": 2, "rank": 2},
     "cpt": {"token_ids": tuple(range(500, 540)), "token_types": (1, *[2] * 18, 3, 4, *[6] * 17, 7, 8)},
 }
-"""Six methods and their sizes; what they hold is random, as nobody's answer depends on what it says."""
+"""Six methods and their sizes. The prompts are random, since the comparisons do not depend on their content."""
 AT_ONCE = 2000
 
 
 def make_bank(folder: Path, model: Any, users: int, prompts: int) -> None:
-    """Make a bank.
+    """Create a bank.
 
     Args:
-        folder: Where to.
-        model: The model, without prompts; as before when this returns.
-        users: Prompts `user-0`, …, of the methods in turn, as prefixes.
-        prompts: Prompts in all; the others are prefixes of one token in float16.
+        folder: The bank's folder.
+        model: The model, without prompts; it is left unchanged.
+        users: Number of prompts `user-0`, …, of the methods in turn, stored as prefixes.
+        prompts: Total number of prompts; the others are prefixes of one token in float16.
     """
     bank, methods = zoo.PromptBank(folder, model), list(METHODS)
     made = []
@@ -34,7 +34,7 @@ def make_bank(folder: Path, model: Any, users: int, prompts: int) -> None:
         if index < 8 * len(methods):
             torch.manual_seed(index)
             made.append(_random_prefix(model, methods[index % len(methods)]))
-        else:  # beyond these, prefixes with some noise are other prompts, too
+        else:  # all further prompts are earlier prefixes with added noise
             made.append(made.pop(0))
             _add_noise(made[-1], index)
         bank.add(f"user-{index}", made[-1])
@@ -46,7 +46,7 @@ def make_bank(folder: Path, model: Any, users: int, prompts: int) -> None:
 
 
 def _random_prefix(model: Any, method: str, **options: Any) -> Any:
-    """Return a prompt of a method as a prefix."""
+    """Return a random prompt of a method as a prefix."""
     options = METHODS[method] | options
     prompted = zoo.get_method(method)(model, "made", **options)
     _add_noise(prompted.prompts["made"], 0)
@@ -58,7 +58,7 @@ def _random_prefix(model: Any, method: str, **options: Any) -> Any:
 
 @torch.no_grad()
 def _add_noise(prompt: Any, seed: int) -> None:
-    """Move every number of a prompt a little."""
+    """Add a little noise to every parameter of a prompt."""
     generator = torch.Generator().manual_seed(seed)
     for weight in prompt.parameters():
         weight.add_(0.1 * weight.std() * torch.randn(weight.shape, generator=generator))

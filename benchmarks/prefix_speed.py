@@ -1,4 +1,4 @@
-"""What requests with prompts cost an engine beside others, in seconds that pass and in seconds of processors."""
+"""Measurements of what requests with prompts cost an engine, compared with others, in elapsed and processor time."""
 
 import dataclasses
 import itertools
@@ -12,28 +12,28 @@ import psutil
 Row = tuple[str | None, list[int]]
 """A request: its prompt, if it has one, and the ids of its text."""
 AT_A_TIME = 16
-"""Requests one after the other whose processor time is taken together, for it is counted in hundredths of a second."""
+"""Successive requests whose processor time is measured together, because it is counted in hundredths of a second."""
 ROUNDS = 6
 LENGTH = 32
-"""Tokens of an answer where throughput is measured."""
+"""Tokens of each answer when throughput is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kinds:
-    """Requests that are compared, as many of each kind, which differ in nothing but their prompts and texts."""
+    """Kinds of requests to compare: an equal number of each, which differ only in their prompts and texts."""
 
     rows: Mapping[str, Sequence[Row]]
     lengths: Sequence[int]
-    """The prompts' tokens."""
+    """Number of tokens of each prompt."""
 
     @classmethod
     def of(cls, names: Sequence[str], lengths: Sequence[int], texts: Sequence[list[int]]) -> "Kinds":
-        """Make requests with a prompt each, without, and with as many tokens more of text as each prompt has.
+        """Build requests with a prompt each, without prompts, and with as many more text tokens as each prompt has.
 
         Args:
-            names: The prompts'.
-            lengths: Their tokens.
-            texts: Twice as many texts.
+            names: Names of the prompts.
+            lengths: Number of tokens of each prompt.
+            texts: Token ids of twice as many texts.
         """
         own, more = texts[: len(names)], texts[len(names) :]
         longer = [(None, [*ids, *other[:count]]) for ids, other, count in zip(own, more, lengths, strict=True)]
@@ -45,11 +45,11 @@ class Kinds:
         return cls(rows, lengths)
 
     def throughput(self, write: Callable[[Sequence[Row], int], object], repeats: int) -> dict[str, Any]:
-        """Time each kind, all requests at once, in turns.
+        """Time all requests of a kind at once, the kinds in turns.
 
         Args:
-            write: Answers requests at once, with so many tokens each.
-            repeats: Turns.
+            write: A function that answers requests at once, with the given number of tokens each.
+            repeats: Number of turns.
         """
         seconds, processor = self._empty(), self._empty()
         for _, (what, rows) in itertools.product(range(repeats), self.rows.items()):
@@ -59,7 +59,7 @@ class Kinds:
         return {"tokens": statistics.mean(self.lengths), "seconds": seconds, "processor": processor}
 
     def first_token(self, write: Callable[[Sequence[Row], int], object]) -> dict[str, Any]:
-        """Time one token for one request after the other, each kind's in turns, in milliseconds for each request."""
+        """Time the first token of one request after another, the kinds in turns, in milliseconds per request."""
         milliseconds, processor = self._empty(), self._empty()
         for begin in self._begins():
             for what, rows in self.rows.items():
@@ -77,7 +77,7 @@ class Kinds:
 
 
 def cost(call: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds that a call takes, and those of processors that this process and all below it use."""
+    """Return the elapsed seconds of a call, and the processor seconds of this process and all its descendants."""
     before, begin = processor_seconds(), time.perf_counter()
     call()
     passed = time.perf_counter() - begin
@@ -85,20 +85,20 @@ def cost(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def processor_seconds() -> float:
-    """Return the processor time that this process and all below it have used, in seconds."""
+    """Return the processor time that this process and all its descendants have used, in seconds."""
     own = psutil.Process()
     times = [one.cpu_times() for one in (own, *own.children(recursive=True))]
     return float(sum(one.user + one.system for one in times))
 
 
 def memory_of_children() -> int:
-    """Return the bytes that all processes below this one have for themselves."""
+    """Return the private memory of all descendants of this process, in bytes."""
     children = psutil.Process().children(recursive=True)
     return sum(child.memory_full_info().uss for child in children)
 
 
 def compared(measured: Mapping[str, Sequence[float]], base: str, form: str) -> list[list[str]]:
-    """Return rows of medians, and of ratios to a base that was measured in turns with them."""
+    """Return rows of medians, and of ratios to a base that was measured in the same turns."""
     rows = []
     for what, values in measured.items():
         ratios = [value / other for value, other in zip(values, measured[base], strict=True)]
@@ -109,5 +109,5 @@ def compared(measured: Mapping[str, Sequence[float]], base: str, form: str) -> l
 
 
 def side_by_side(passed: Sequence[list[str]], used: Sequence[list[str]]) -> list[list[str]]:
-    """Return rows of time that passed, and behind them those of processor time."""
+    """Return the rows of elapsed time, each followed by the columns of processor time."""
     return [[*left, *right[1:]] for left, right in zip(passed, used, strict=True)]

@@ -19,7 +19,7 @@ STARTS_WITHIN = 300
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -28,19 +28,19 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def server(model: str, bank: str | Path, log: Path, *options: str) -> Iterator[str]:
-    """Start a server, and stop it again.
+    """Start a server, and stop it at the end of the block.
 
     Args:
-        model: Folder of the model.
-        bank: Its bank.
-        log: File for what the server prints.
-        *options: The engine's.
+        model: The model's folder.
+        bank: The bank of prompts for the model.
+        log: File for the server's output.
+        *options: Options of the engine.
 
     Yields:
-        Its address.
+        The server's address.
 
     Raises:
-        RuntimeError: If it does not start; names the log.
+        RuntimeError: If the server does not start; the message names the log.
     """
     address = f"http://127.0.0.1:{(port := free_port())}"
     serve = [sys.executable, "-m", "softprompt_zoo", "serve", model, "--bank", str(bank), "--"]
@@ -73,13 +73,13 @@ def complete(address: str, name: str | None, ids: list[int], length: int) -> lis
     """Ask for a greedy completion.
 
     Args:
-        address: The server.
-        name: The prompt; `None` for none.
-        ids: The text.
-        length: Tokens of the answer.
+        address: The server's address.
+        name: The prompt's name; `None` for no prompt.
+        ids: Token ids of the text.
+        length: Number of tokens of the answer.
 
     Returns:
-        Ids of the answer, or what the server says if it refuses.
+        Token ids of the answer, or the server's message if it refuses the request.
     """
     body = {"model": "base", "prompt": ids, "max_tokens": length, "min_tokens": length, "temperature": 0}
     body |= {"ignore_eos": True, "return_token_ids": True}
@@ -96,7 +96,7 @@ def complete(address: str, name: str | None, ids: list[int], length: int) -> lis
 
 
 def complete_all(addresses: list[str], requests: Iterable[tuple[str | None, list[int]]], length: int) -> list[Any]:
-    """Ask for completions, all at once, of servers in turn."""
+    """Ask for completions, all at once, from the servers in turn."""
     rows = list(requests)
     with concurrent.futures.ThreadPoolExecutor(len(rows)) as threads:
         asked = [

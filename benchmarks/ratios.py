@@ -4,7 +4,7 @@ Run from the repository root; run the command again to resume it::
 
     python benchmarks/ratios.py --against 5ffa003
 
-Both sides run at once, each in a process with one thread, and take turns, measure by measure. The exit code is 1 where
+Both sides run at the same time, each in a process with one thread, and take turns call by call. The exit code is 1 if
 this checkout is slower by more than ``--allow`` percent, beyond the spread. See benchmarks/README.md.
 """
 
@@ -35,7 +35,7 @@ CHECKOUT = Path(__file__).parents[1]
 PACKAGE = "softprompt_zoo"
 SIDES = ("there", "here")
 FIRST = {"import": "import", "attach a prefix, first in a process": "attach a prefix"}
-"""What is timed once, in a process that has done nothing yet: what it is called, and its measure."""
+"""Measures that are timed once, in a fresh process, by their names in the table."""
 IN_IT = ", of which imports"
 
 
@@ -46,7 +46,7 @@ class Settings:
     against: str = "5ffa003"
     """The commit that this checkout is compared with."""
     model: str = "default"
-    """`default` has SmolLM2-135M's sizes; `tiny` shows little but the package's own work."""
+    """`default` has SmolLM2-135M's sizes; `tiny` shows mainly the package's own work."""
     rounds: int = 5
     """Pairs of processes."""
     repeats: int = 8
@@ -56,7 +56,7 @@ class Settings:
 
 
 def unpack(commit: str, folder: Path) -> None:
-    """Put the package as it is at a commit into a folder.
+    """Extract the package at a commit into a folder.
 
     Raises:
         FileNotFoundError: If there is no such commit.
@@ -69,12 +69,12 @@ def unpack(commit: str, folder: Path) -> None:
 
 
 def copy_package(folder: Path) -> None:
-    """Copy this checkout's package into a folder, so that nobody changes it while it is timed."""
+    """Copy this checkout's package into a folder, where it cannot change while it is timed."""
     shutil.copytree(CHECKOUT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 class Bench:
-    """The two sides."""
+    """The two sides of the comparison."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
@@ -83,7 +83,7 @@ class Bench:
         copy_package(self.folders["here"])
 
     def options(self) -> dict[str, Any]:
-        """Return what a result depends on: the sources, whatever they are called, and the settings."""
+        """Return what a result depends on: the settings, and the contents of both sources rather than their names."""
         return {
             "sources": {side: _checksum(folder / PACKAGE) for side, folder in self.folders.items()},
             "model": self.settings.model,
@@ -91,9 +91,9 @@ class Bench:
         }
 
     def take_turns(self, seed: int) -> Result:
-        """Time everything in one pair of processes; which of them begins changes from turn to turn."""
+        """Time all measures in one pair of processes, which alternate in going first from turn to turn."""
         for folder in self.folders.values():
-            compileall.compile_dir(folder, quiet=1)  # as an installed package is
+            compileall.compile_dir(folder, quiet=1)  # like an installed package
         with contextlib.ExitStack() as stack:
             workers = {side: stack.enter_context(_worker(self.folders[side], self.settings.model)) for side in SIDES}
             names, _ = (worker.read() for worker in workers.values())
@@ -108,7 +108,7 @@ class Bench:
         return found
 
     def _plan(self, names: Sequence[str]) -> Iterator[tuple[str | None, str]]:
-        """List what is asked, in order, and under which name it counts."""
+        """List the calls in order: the name under which a call counts, if any, and its measure."""
         yield from FIRST.items()
         for name in names:
             if name != "import":
@@ -121,13 +121,13 @@ def _note(found: Result, label: str, seconds: dict[str, float]) -> None:
 
 
 class _Worker:
-    """A process that measures when it is asked."""
+    """A process that times measures on request."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
 
     def read(self) -> Any:
-        """Return what it answers next."""
+        """Return the next answer of the process."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -135,7 +135,7 @@ class _Worker:
         return json.loads(line)
 
     def ask(self, name: str) -> Any:
-        """Let it measure."""
+        """Let the process time a measure, and return its answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{name}\n")
         self.process.stdin.flush()
@@ -144,9 +144,9 @@ class _Worker:
 
 @contextlib.contextmanager
 def _worker(folder: Path, model: str) -> Iterator[_Worker]:
-    """Start a process that imports the package out of a folder."""
+    """Start a process that imports the package from a folder."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled, and not with every import
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled only once, not at every import
     arguments = [sys.executable, str(Path(__file__).with_name("timed.py")), model, str(folder)]
     with subprocess.Popen(
         arguments, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -167,7 +167,7 @@ def _checksum(folder: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """One measure: seconds on either side, and the quartiles of here through there within a turn."""
+    """One measure: its seconds on each side, and the quartiles of the ratio of `here` to `there` within a turn."""
 
     name: str
     there: float
@@ -175,7 +175,7 @@ class Ratio:
     quartiles: tuple[float, float, float]
 
     def is_slower(self, allow: float) -> bool:
-        """Return whether it is slower by more than so many percent, beyond the spread."""
+        """Return whether this checkout is slower by more than `allow` percent, beyond the spread."""
         return self.quartiles[0] > 1 + allow / 100
 
 
@@ -191,7 +191,7 @@ def ratios(results: Sequence[Result]) -> list[Ratio]:
 
 
 def table(settings: Settings, found: Sequence[Ratio]) -> str:
-    """Show the ratios."""
+    """Return the table of the ratios, in Markdown."""
     lines = [
         [
             one.name,
@@ -213,7 +213,7 @@ def table(settings: Settings, found: Sequence[Ratio]) -> str:
 
 
 def make(slower: list[str], scratch: Path, settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table and notes what is slower."""
+    """Return the runner, and a function that writes the table and notes what is slower."""
     bench = Bench(settings, scratch)
     name = f"turns-{settings.model}"
     experiment = Experiment(name=name, measure=bench.take_turns, options=bench.options, seeds=settings.rounds)

@@ -4,8 +4,8 @@ Run from the repository root; run the command again to resume it::
 
     python benchmarks/recipes.py --data ../shared/data
 
-Models, texts and measures are those of methods.py, but the last rows of each training file are kept from training and
-measured instead of the test rows. See benchmarks/README.md.
+Models, texts and measures are those of methods.py, but the last rows of each training file are held out and used for
+measuring instead of the test rows. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ GRID: dict[str, tuple[tuple[dict[str, Any], tuple[float, ...]], ...]] = {
     "smop": ((SHORT, (3e-2, 1e-1)),),
     "cpt": ((FEW, (1e-4, 1e-3, 1e-2)),),
 }
-"""Method to what is tried: what runs have in common, and their rates."""
+"""What is tried for each method: the settings that runs share, and their rates."""
 TRANSFER = "multitask_prompt_tuning"
 ADAPTATIONS = {16: ((1e-2, 20), (3e-3, 20), (3e-3, 60)), 64: ((1e-2, 20), (3e-3, 20), (3e-3, 60))}
-"""Number of films to rates and steps that are tried to adapt a multitask prompt to them."""
+"""For each number of films, the rates and steps that are tried when a multitask prompt is adapted to them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Settings(methods.Settings):
     """The options of the command."""
 
     rows: int = 150
-    """Rows at the end of each training file that are measured."""
+    """Number of rows at the end of each training file that are used for measuring."""
     seeds: int = 1
 
 
@@ -58,7 +58,7 @@ class Bench(methods.Bench):
     """The models and the data of methods.py, without its test rows."""
 
     def rows(self, name: str, part: str) -> list[Example]:
-        """Return the training file's rows but the last, or those."""
+        """Return the training file's last rows if `part` is `"test"`, and all others if not."""
         rows = read_examples(self.file(name, "train"))
         return rows[-self.settings.rows :] if part == "test" else rows[: -self.settings.rows]
 
@@ -67,7 +67,7 @@ class Bench(methods.Bench):
         return {name: found for name, found in super().sums(*names).items() if name.endswith("train")}
 
     def measure(self, method: str, recipe: Recipe) -> Callable[[int], Result]:
-        """Return what trains a method with a recipe and measures it."""
+        """Return a function that trains a method with a recipe and measures it."""
         bench = Bench(self.settings)
         bench.recipe = lambda _: recipe  # type: ignore[method-assign]
         special: dict[str, Callable[[int], Result]] = {
@@ -104,7 +104,7 @@ class Bench(methods.Bench):
         return found
 
     def sources(self, seed: int) -> Result:
-        """Train a multitask prompt on its sources and measure it there, each row with its task."""
+        """Train a multitask prompt on its sources and measure it on held-out rows of these, each row with its task."""
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
         model = self.source_model(seed, tokenizer)
@@ -114,7 +114,7 @@ class Bench(methods.Bench):
 
 
 def recipes(method: str, settings: Settings) -> Iterable[Recipe]:
-    """Return the recipes that are tried."""
+    """Return the recipes that are tried for a method."""
     steps = {"steps": settings.steps} if settings.steps else {}
     return [Recipe(**{**shared, **steps}, learning_rate=rate) for shared, rates in GRID[method] for rate in rates]
 

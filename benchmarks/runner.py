@@ -1,4 +1,4 @@
-"""Runs missing experiments, stores each result immediately, and reports what cannot be run."""
+"""A runner that runs missing experiments, stores each result immediately, and reports what cannot be run."""
 
 import argparse
 import dataclasses
@@ -27,14 +27,14 @@ class Experiment:
 
     name: str
     measure: Callable[[int], Result]
-    """From the seed to a result of JSON values."""
+    """A function from the seed to a result of JSON values."""
     options: Callable[[], Mapping[str, Any]]
-    """All that the result depends on but the seed and the settings that all experiments share, as JSON values."""
+    """A function that returns what the result depends on, besides the seed and the shared settings, as JSON values."""
     methods: tuple[str, ...] = ()
     """Methods that must be installed."""
     seeds: int = 1
     needs: tuple[str, ...] = ()
-    """Experiments whose results it reads, in front of it in the list."""
+    """Names of experiments whose results this one reads; they come earlier in the list."""
 
 
 class Runner:
@@ -45,7 +45,7 @@ class Runner:
         self.experiments = {experiment.name: experiment for experiment in experiments}
 
     def missing(self, name: str) -> str | None:
-        """Return which method keeps an experiment from being run; `None` if nothing does."""
+        """Return what keeps an experiment from being run; `None` if nothing does."""
         installed = zoo.list_methods()
         experiment = self.experiments[name]
         for needed in (*(self.experiments[need] for need in experiment.needs), experiment):
@@ -63,7 +63,7 @@ class Runner:
         return None if self.missing(name) else self.store.load(name, self.run_of(name, seed))
 
     def results(self, name: str) -> list[Result]:
-        """Return the results of an experiment; those of the first seeds that are there."""
+        """Return the results of an experiment, up to the first seed that has none."""
         found = list[Result]()
         for seed in range(self.experiments[name].seeds):
             result = self.result(name, seed)
@@ -73,13 +73,13 @@ class Runner:
         return found
 
     def run(self, only: Sequence[str]) -> list[str]:
-        """Run what is not there yet, and print how it goes.
+        """Run the missing experiments, and print the progress.
 
         Args:
-            only: Names of experiments, or where there is none of that name, beginnings of names; all if empty.
+            only: Names of experiments or, if no experiment has such a name, beginnings of names; all if empty.
 
         Returns:
-            Of each experiment that could not be run, its name and why.
+            The name of each experiment that could not be run, with the reason.
         """
         problems = list[str]()
         for experiment in self.chosen(only):
@@ -115,7 +115,7 @@ class Runner:
         return None
 
     def chosen(self, only: Sequence[str]) -> list[Experiment]:
-        """Return the experiments that the names choose and those that what can be run of them needs, in order."""
+        """Return the experiments that the names choose and those that the runnable ones among them need, in order."""
         wanted = set[str]() if only else {*self.experiments}
         for name in only:
             begin = {found for found in self.experiments if found.startswith(name)}
@@ -126,7 +126,7 @@ class Runner:
         return [experiment for experiment in self.experiments.values() if experiment.name in wanted]
 
     def run_of(self, name: str, seed: int) -> dict[str, Any]:
-        """Return all that the result of a run depends on, for the store."""
+        """Return everything that the result of a run depends on, for the store."""
         experiment = self.experiments[name]
         needs = {need: self.experiments[need].options() for need in experiment.needs}
         return {"experiment": name, "seed": seed, "options": experiment.options(), "needs": needs}
@@ -136,11 +136,11 @@ def recipe_of(method: str, steps: int) -> Recipe:
     """Return a method's own recipe.
 
     Args:
-        method: Its name.
-        steps: Optimizer steps instead of the recipe's; 0 to keep them.
+        method: The method's name.
+        steps: Optimizer steps to use instead of the recipe's; 0 to keep those.
 
     Raises:
-        MissingError: If it has none.
+        MissingError: If the method has no recipe.
     """
     recipe = zoo.get_method(method).recipe
     if recipe is None:
@@ -149,24 +149,24 @@ def recipe_of(method: str, steps: int) -> Recipe:
 
 
 def numbers(recipe: Recipe) -> dict[str, Any]:
-    """Return what a result depends on in a recipe: all but where it comes from."""
+    """Return what a result depends on in a recipe: everything except its source."""
     return {name: value for name, value in dataclasses.asdict(recipe).items() if name != "source"}
 
 
 def command(
     description: str, settings: type, results: str, make: Callable[[Any, Path], tuple[Runner, Callable[[], None]]]
 ) -> Callable[[list[str] | None], None]:
-    """Make the `main` of a benchmark.
+    """Build the `main` function of a benchmark.
 
     Args:
-        description: What it does, in a line.
+        description: What the benchmark does, in one line.
         settings: Dataclass whose fields are options.
-        results: Folder for the results beside the scripts.
-        make: From the settings and the folder of the results to the runner, and to what writes the table (and
-            pictures) of what is there.
+        results: Name of the benchmark's folder in `results`, next to the scripts.
+        make: A function from the settings and the folder of the results to the runner and to a function that writes
+            the table (and pictures) of the available results.
 
     Returns:
-        A function of command line arguments. It exits with 1 if something could not be run.
+        A function of command line arguments, which exits with 1 if something could not be run.
     """
 
     def main(arguments: list[str] | None = None) -> None:
@@ -203,7 +203,7 @@ def command(
                 print(f"{experiment.name}: {problem or found}")
             return
         logging.disable_progress_bar()
-        logging.set_verbosity_error()  # that heads are new is no news here
+        logging.set_verbosity_error()  # new heads are expected here
         problems = [] if is_table else runner.run(only)
         write_table()
         print((folder / "table.md").read_text("utf-8"))

@@ -1,7 +1,7 @@
-"""The cartridge's experiment: a text about museums that nobody can know, conversations on it, and what is left.
+"""The cartridge's experiment: a text about invented museums, conversations about it, and what a cartridge retains.
 
-A model this small writes nothing sensible when it is merely told to ask questions on a text. Shown a few questions and
-answers on other museums, it does: every conversation here is the continuation of such examples and a sentence.
+A model this small writes nothing sensible if it is merely told to ask questions about a text. It does if it is shown a
+few questions and answers about other museums first: every conversation here continues such examples and a sentence.
 """
 
 import importlib
@@ -53,20 +53,20 @@ ASK = {
         ("What is the best thing in {name}?", "The best thing in {name} is the {value}."),
     ),
 }
-"""Of each field the wordings of questions and answers that the model is shown; the last one is held out."""
+"""For each field, the wordings of questions and answers that the model is shown; the last wording is held out."""
 SHOTS = 3
 STUDY = {"fields": list(ASK), "shots": SHOTS, "max_new_tokens": 40}
 TEACHER_BATCH = 4
-"""Rows that are measured at once behind the whole text."""
+"""Number of rows that are measured at once after the whole text."""
 
 
 def plugin() -> Any:
-    """Import the package of the method, which brings the self-study."""
+    """Import the method's package, which contains the self-study."""
     return importlib.import_module(zoo.get_method(METHOD).config_class.__module__)
 
 
 def museums(tokenizer: Any, tokens: int) -> tuple[list[Example], list[Example]]:
-    """Return different museums whose sentences make a text of so many tokens or a few less, and the others."""
+    """Return distinct museums whose sentences make a text of `tokens` tokens or a few less, and the other museums."""
     different = {_fields(example)["name"]: example for example in reversed(read_examples(demo_data() / "train.jsonl"))}
     examples = list(reversed(different.values()))
     count = 1
@@ -76,25 +76,25 @@ def museums(tokenizer: Any, tokens: int) -> tuple[list[Example], list[Example]]:
 
 
 def document(tokenizer: Any, tokens: int) -> str:
-    """Return the text."""
+    """Return the text about the museums."""
     return _text(museums(tokenizer, tokens)[0])
 
 
 def make_study(model: Any, tokenizer: Any, tokens: int, conversations: int, questions: int) -> Result:
-    """Let the model write conversations to train on and others to be asked about, and measure it on those.
+    """Let the model write conversations to train on and held-out ones, and measure it on the latter.
 
     Args:
         model: The language model, without prompts.
         tokenizer: Its tokenizer.
         tokens: Length of the text.
-        conversations: To train on.
-        questions: Held out: on facts that may stand in conversations, asked in other words.
+        conversations: Number of conversations to train on.
+        questions: Number of held-out questions, which ask for facts that may be in conversations, in other words.
 
     Returns:
-        The rows of both, and by held-out row the model's loss on the answer without and with the text.
+        The rows of both, and for each held-out row the model's loss on the answer without and with the text.
 
     Raises:
-        ValueError: If the model wrote nothing that can be read as a question and an answer.
+        ValueError: If the model wrote no conversations or no held-out questions that can be parsed.
     """
     shown, others = museums(tokenizer, tokens)
     text = _text(shown)
@@ -127,7 +127,7 @@ def make_study(model: Any, tokenizer: Any, tokens: int, conversations: int, ques
 def _conversations(
     model: Any, tokenizer: Any, others: Sequence[Example], wanted: Sequence[tuple[Example, str, int]], name: str
 ) -> list[dict[str, Any]]:
-    """Write conversations about fields of museums; one that cannot be read is left out."""
+    """Write conversations about fields of museums; those that cannot be parsed are left out."""
     print(f"  writing {len(wanted)} conversations, {name}", flush=True)
     prompts = [_prompt(others, *one) for one in wanted]
     rows = []
@@ -143,7 +143,7 @@ def _conversations(
 
 
 def write_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Go on with texts, up to the end of a paragraph."""
+    """Continue texts up to the end of a paragraph."""
     texts = [_ids(tokenizer, prompt) for prompt in prompts]
     written = generate(model, tokenizer, texts, STUDY["max_new_tokens"])  # type: ignore[arg-type]
     return [text.split("\n\n")[0] for text in written]
@@ -183,13 +183,13 @@ def train_on_study(
         model: The language model, without prompts.
         tokenizer: Its tokenizer.
         study: From `make_study`.
-        tokens: Length asked for the text.
-        share: The cartridge has a token for so many of the text's.
-        recipe: How to train.
-        seed: Of the order of the conversations.
+        tokens: Requested length of the text.
+        share: Number of text tokens for each token of the cartridge.
+        recipe: The recipe of the training.
+        seed: The seed of the order of the conversations.
 
     Returns:
-        By held-out row the loss of the answer; before training (`cut`) and after.
+        The loss of each held-out answer, before training (`cut_loss`) and after (`loss`), and how the training went.
     """
     cartridge = plugin()
     torch.manual_seed(seed)
@@ -213,12 +213,12 @@ def match_study(model: Any, tokenizer: Any, study: Mapping[str, Any], tokens: in
         model: The language model, without prompts.
         tokenizer: Its tokenizer.
         study: From `make_study`; its conversations are not used.
-        tokens: Length asked for the text.
-        share: The cartridge has a token for so many of the text's.
-        scores: Whether its tokens have scores.
+        tokens: Requested length of the text.
+        share: Number of text tokens for each token of the cartridge.
+        scores: Whether the cartridge's tokens have scores.
 
     Returns:
-        By held-out row the loss of the answer, and the seconds that matching took, by the clock and of all cores.
+        The loss of each held-out answer, and the elapsed and processor seconds that matching took.
     """
     chosen = {"document": document(tokenizer, tokens), "tokenizer": tokenizer, "chat": bool(tokenizer.chat_template)}
     count = study["text_tokens"] // share
@@ -236,7 +236,7 @@ def _row(row: Mapping[str, Any]) -> Row:
 
 
 def _behind_system_message(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids that stand in front of the user's turn where the model sees the text."""
+    """Return the ids in front of the user's turn when the model sees the text."""
     shown = f"{text}\n\n"
     if tokenizer.chat_template:
         shown = tokenizer.apply_chat_template([{"role": "system", "content": text}], tokenize=False)

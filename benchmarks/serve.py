@@ -5,7 +5,7 @@ Run from the repository root; run the command again to resume it::
     python benchmarks/serve.py --converter llama.cpp/convert_hf_to_gguf.py
 
 A prompt is trained on the museum data and exported with `to="vocabulary"` into `--work`. Without a converter, or
-without the package llama-cpp-python, the part about llama.cpp is left out and named. See benchmarks/README.md.
+without the package llama-cpp-python, the experiment with llama.cpp is skipped and named. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -64,13 +64,13 @@ class Settings:
 
 
 class Bench:
-    """The prompt and what it is tried on."""
+    """The prompt and its experiments."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
     def inputs(self) -> list[str]:
-        """Return texts that were not trained on."""
+        """Return texts that the prompt was not trained on."""
         rows = read_examples(demo_data() / "test.jsonl")[: self.settings.inputs]
         return [TEMPLATE.format(input=row.input) for row in rows]
 
@@ -80,7 +80,7 @@ class Bench:
         return {name: own[name] for name in ("num_virtual_tokens", "steps", "inputs", "new_tokens")}
 
     def prepare(self) -> tuple[Path, Path]:
-        """Return the folders of the prompt and of its checkpoint, made if missing."""
+        """Return the folders of the prompt and of its checkpoint, which are created if missing."""
         place = Path(self.settings.work) / "-".join(str(value) for value in self.options().values())
         prompt, checkpoint = place / "prompt", place / "checkpoint"
         if not (prompt / "softprompt_zoo.json").is_file():
@@ -90,7 +90,7 @@ class Bench:
         return prompt, checkpoint
 
     def reference(self, _seed: int) -> Result:
-        """Let the prompted model write, and the bare one beside it."""
+        """Let the model write with the prompt and without it."""
         prompt, _ = self.prepare()
         model, words = self._prompted(prompt), self._tokenizer()
         with_prompt, without = [], []
@@ -149,7 +149,7 @@ class Bench:
         return {"answers": answers, "same_ids": same_ids}
 
     def sampled(self, _seed: int) -> Result:
-        """Sample from the checkpoint with nothing but its rows to keep soft tokens away."""
+        """Sample from the checkpoint when only its rows, and no `suppress_tokens`, prevent soft tokens."""
         _, checkpoint = self.prepare()
         index = json.loads((checkpoint / "soft_tokens.json").read_text("utf-8"))
         soft = [token for prompt in index["prompts"].values() for token in prompt["ids"]]
@@ -168,7 +168,7 @@ class Bench:
         return {"tokens": new.numel(), "soft": int(torch.isin(new, torch.tensor(soft)).sum()), "chance": watch.largest}
 
     def check_llama_cpp(self) -> dict[str, Any]:
-        """Name what the experiment on llama.cpp lacks, or return its options."""
+        """Return the options of the experiment with llama.cpp; raise `MissingError` if something is missing."""
         if importlib.util.find_spec("llama_cpp") is None:
             raise MissingError("llama-cpp-python is not installed")
         if not Path(self.settings.converter).is_file():
@@ -209,7 +209,7 @@ class Bench:
 
 
 class _Watch(LogitsProcessor):
-    """Remembers the largest chance that all soft tokens together ever had."""
+    """A logits processor that remembers the largest probability of all soft tokens together."""
 
     def __init__(self, soft: list[int]) -> None:
         self.soft, self.largest = soft, 0.0

@@ -1,11 +1,11 @@
-"""Serve a prompt for every request from vLLM, and compare what it writes, and how fast, with `generate` and without.
+"""Serve a prompt for every request from vLLM; compare its output with `generate` and its speed with plain requests.
 
-Run from the repository root, in an environment with vLLM and the package softprompt-zoo-vllm; a command that was
-stopped goes on where it was::
+Run from the repository root, in an environment with vLLM and the package softprompt-zoo-vllm; run the command again to
+resume it::
 
     python benchmarks/served_prefixes.py
 
-A bank of very many prompts is made in `--work`, `--users` of them of all methods. See benchmarks/README.md.
+A bank of many prompts is created in `--work`; those of its users are of six methods. See benchmarks/README.md.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ MODES: dict[str, dict[str, Any]] = {
     "no-prefix-cache": {"enable_prefix_caching": False},
     "three-workers": {"tensor_parallel_size": 3},
 }
-"""What is asked of the engine; each starts a new one, and asks it twice: the second time with blocks of the first."""
+"""Options of the engine. Each mode starts a new engine and asks it twice, the second time with blocks of the first."""
 REPLACED_EVERY = 0.1
 """Seconds between replacements of one prompt under load."""
 TEXT = 40
@@ -55,15 +55,15 @@ class Settings:
 
     model: str = "smollm2"
     work: str = str(Path(tempfile.gettempdir()) / "softprompt-zoo-served-prefixes")
-    """Folder for the bank: 35 kB for each prompt that only fills it, 1 MB for each user."""
+    """Folder for the bank: 35 kB for each prompt that only fills the bank, 1 MB for each user."""
     users: int = 32
     prompts: int = 100_000
     """Prompts in the bank."""
     new_tokens: int = 64
     requests: int = 200
-    """Requests at once, each with another prompt, whose throughput is measured."""
+    """Number of simultaneous requests, each with a different prompt, whose throughput is measured."""
     cycled: int = 10_000
-    """Prompts that are asked for, one after the other."""
+    """Number of prompts that are requested one after another to watch the memory."""
     repeats: int = 3
     threads: int = 1
 
@@ -82,7 +82,7 @@ class Bench:
         return {name: own[name] for name in ("users", "prompts", "new_tokens")}
 
     def served(self, *names: str) -> Callable[[], dict[str, Any]]:
-        """Return what makes the options of an experiment that needs vLLM."""
+        """Return a function that builds the options of an experiment that needs vLLM."""
 
         def options() -> dict[str, Any]:
             for package in ("vllm", "softprompt_zoo_vllm"):
@@ -102,7 +102,7 @@ class Bench:
 
     @property
     def bank(self) -> Path:
-        """The bank, made if it is not there."""
+        """The bank's folder, which is created if missing."""
         place, part = self.folder / "bank", self.folder / "part"
         if not place.is_dir():
             shutil.rmtree(part, ignore_errors=True)
@@ -112,11 +112,11 @@ class Bench:
         return place
 
     def names(self, count: int) -> list[str]:
-        """Return names of users."""
+        """Return the names of users' prompts."""
         return [f"user-{index}" for index in range(count)]
 
     def texts(self, count: int) -> list[list[int]]:
-        """Return ids of texts."""
+        """Return the token ids of texts."""
         words = AutoTokenizer.from_pretrained(self.checkpoint)
         rows = read_examples(demo_data() / "train.jsonl")
         together = itertools.chain.from_iterable(words(f"{row.input}\n{row.target}\n").input_ids for row in rows)
@@ -124,7 +124,7 @@ class Bench:
         return [list(itertools.islice(endless, TEXT)) for _ in range(count)]
 
     def reference(self, _seed: int) -> Result:
-        """Let `generate` write for every user."""
+        """Let `generate` answer every user's request."""
         return {"answers": self.generated(self.requests())}
 
     @torch.no_grad()
@@ -140,14 +140,14 @@ class Bench:
         return answers
 
     def requests(self) -> list[tuple[str, list[int]]]:
-        """Return a request of each user."""
+        """Return one request of each user."""
         return list(zip(self.names(self.settings.users), self.texts(self.settings.users), strict=True))
 
     # vLLM in this process
 
     @contextlib.contextmanager
     def engine(self, processes: int = 1, **options: Any) -> Iterator[Any]:
-        """Start vLLM, in processes of its own, or in this one if `processes` is 0."""
+        """Start vLLM in separate processes, or in this one if `processes` is 0."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(processes)
         import vllm
         from softprompt_zoo_vllm.serving import engine_arguments
@@ -160,7 +160,7 @@ class Bench:
             own.llm_engine.engine_core.shutdown()
 
     def write(self, engine: Any, rows: Sequence[tuple[str | None, list[int]]], length: int) -> list[Any]:
-        """Let vLLM answer requests that come at once."""
+        """Let vLLM answer requests that arrive at once."""
         import vllm
         from softprompt_zoo_vllm.serving import request_arguments
 
@@ -169,7 +169,7 @@ class Bench:
         return list(engine.generate([{"prompt_token_ids": ids} for _, ids in rows], sampling, use_tqdm=False))
 
     def compared(self, mode: str, expected: Callable[[], Any]) -> Callable[[int], Result]:
-        """Return what counts the users whose answers differ from `generate`'s."""
+        """Return a function that counts vLLM's answers that differ from `generate`'s."""
 
         def measure(_seed: int) -> Result:
             different = []
@@ -184,7 +184,7 @@ class Bench:
     # vLLM as a server
 
     def over_http(self, replicas: int, expected: Callable[[], Any]) -> Callable[[int], Result]:
-        """Return what counts differences of answers that servers over one bank give in turn."""
+        """Return a function that counts differing answers of servers that share one bank and are asked in turn."""
 
         def measure(_seed: int) -> Result:
             different = 0
@@ -200,7 +200,7 @@ class Bench:
         return measure
 
     def replaced(self, expected: Callable[[], Any]) -> Callable[[int], Result]:
-        """Return what counts differences while one prompt is one user's or another's, in turns, under load."""
+        """Return a function that counts differing answers while one prompt alternates between two users' under load."""
 
         def measure(_seed: int) -> Result:
             names, text = ["user-0", "user-1"], self.texts(1)[0]
@@ -220,7 +220,7 @@ class Bench:
     # Speed and memory
 
     def throughput(self, _seed: int) -> Result:
-        """Time requests at once with a prompt each, without, and with as many tokens more of text."""
+        """Time simultaneous requests with a prompt each, without prompts, and with as many additional text tokens."""
         count, kinds = self.settings.requests, self.kinds(self.settings.requests)
         fitting = count * -(-(TEXT + max(kinds.lengths) + prefix_speed.LENGTH) // ENGINE["block_size"])
         with self.engine(enable_prefix_caching=False, num_gpu_blocks_override=fitting + 8) as engine:
@@ -229,9 +229,9 @@ class Bench:
             return {"requests": count, **kinds.throughput(write, self.settings.repeats)}
 
     def first_token(self, _seed: int) -> Result:
-        """Time one token for one request after the other, with a prompt, without, and with more text."""
+        """Time the first token of one request after another, with a prompt, without one, and with more text."""
         kinds = self.kinds(2 * self.settings.users)
-        # In this process: those that wait for one another use a processor while they do.
+        # In this process, because separate processes use processor time while they wait for each other.
         with self.engine(processes=0, enable_prefix_caching=False) as engine:
             write = functools.partial(self.write, engine)
             for row in kinds.rows["a prompt each"][:16]:
@@ -239,7 +239,7 @@ class Bench:
             return kinds.first_token(write)
 
     def kinds(self, count: int) -> prefix_speed.Kinds:
-        """Return requests of users' prompts and beside them."""
+        """Return requests with users' prompts and the requests that they are compared with."""
         names, reader = self.names(count), zoo.PrefixReader(self.bank)
         entries = [reader.find(name) for name in names]
         reader.close()
@@ -247,7 +247,7 @@ class Bench:
         return prefix_speed.Kinds.of(names, lengths, self.texts(2 * count))
 
     def cycled(self, _seed: int) -> Result:
-        """Ask for very many prompts, and see whether the processes grow."""
+        """Request many prompts, and measure whether the memory of the processes grows."""
         names = [f"other-{self.users + index}" for index in range(self.settings.cycled)]
         ids, at_once, megabytes = self.texts(1)[0], 100, []
         with self.engine() as engine:
@@ -260,7 +260,7 @@ class Bench:
 
 @contextlib.contextmanager
 def replacing(bank: Any, name: str, prompts: Sequence[Any]) -> Iterator[list[float]]:
-    """Replace a prompt by one and the other until the end of the block, and delete it then; yield the times."""
+    """Replace a prompt with each of `prompts` in turn until the end of the block, then delete it; yield the times."""
     over, times = threading.Event(), list[float]()
     bank.add(name, prompts[0], overwrite=True)
 
@@ -302,7 +302,7 @@ def experiments(bench: Bench, kept: Callable[[], Any]) -> list[Experiment]:
 
 
 def table(runner: Runner) -> str:
-    """Print the available results."""
+    """Return the tables of the available results, in Markdown."""
     lines = []
     for name in runner.experiments:
         result = runner.result(name)
@@ -321,7 +321,7 @@ def table(runner: Runner) -> str:
 
 
 def speed_table(speed: Result, what: str) -> str:
-    """Return the table of what requests cost, and beneath it how long the prompts were."""
+    """Return the table of what requests cost, with a line on how long the prompts were."""
     passed, form = (speed["seconds"], "{:.1f} s") if "seconds" in speed else (speed["milliseconds"], "{:.0f} ms")
     columns = [prefix_speed.compared(values, "no prompt", form) for values in (passed, speed["processor"])]
     heads = [what, "median", "ratio", "spread", "of processors", "ratio", "spread"]

@@ -1,4 +1,4 @@
-"""Shared prefix: trains keys and values of virtual tokens that all layers share; the ablation of prefix tuning."""
+"""Shared prefix: trains keys and values of virtual tokens that all layers share, as an ablation of prefix tuning."""
 
 import torch
 from torch import Tensor, nn
@@ -46,17 +46,17 @@ def _tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.LayerTokens:
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
-    """Give every layer the same."""
+    """Return the same keys and values for every layer."""
     return _tokens(parameters, backbone)
 
 
 @zoo.hookimpl
 def inject(tokens: zoo.VirtualTokens) -> zoo.Placement:
-    """Place them at the keys and values of their sites."""
+    """Place the tokens at the keys and values of their sites."""
     return zoo.Placement(tokens)
 
 
 @zoo.hookimpl
 def merge(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
-    """Return them as they are."""
+    """Return the tokens unchanged."""
     return _tokens(parameters, backbone)

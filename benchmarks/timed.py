@@ -1,7 +1,7 @@
-"""One side of ratios.py: reads names of measures, a line each, and answers with the seconds that each took.
+"""One side of ratios.py: reads the names of measures, one per line, and answers with the seconds that each took.
 
-It runs in a process of its own, against whichever softprompt_zoo is first on its path, and so it uses only what both
-sides have: the public interface.
+It runs in a separate process, with whichever softprompt_zoo is first on its path, so it uses only what both sides have:
+the public interface.
 """
 
 import importlib
@@ -22,14 +22,14 @@ SIZES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
     | {"num_attention_heads": 4, "num_key_value_heads": 2},
 }
-"""Sizes of SmolLM2-135M, and small ones, where little but this library's own work is left."""
+"""Sizes of SmolLM2-135M, and small ones, with which mainly this library's own work remains."""
 TOKENS = 20
 LENGTH = 16
 ROWS = 16
 
 
 class Side:
-    """One softprompt_zoo, a model, and what is timed of them."""
+    """One softprompt_zoo, a model, and the measures of both."""
 
     def __init__(self, size: str) -> None:
         torch.manual_seed(0)
@@ -42,15 +42,15 @@ class Side:
         return (torch.arange(rows * length).view(rows, length) * 7 + 3) % self.base.config.vocab_size
 
     def attach(self, method: str) -> None:
-        """Put prompts of one method on the model."""
+        """Put a prompt of a method on the model."""
         self.zoo.get_method(method)(self.base, num_virtual_tokens=TOKENS)
 
     def import_(self) -> Callable[[], Any]:
-        """Import the package, which attaching needs; transformers and torch are there."""
+        """Return a function that imports the package; transformers and torch are already imported."""
         return lambda: setattr(self, "zoo", importlib.import_module("softprompt_zoo"))
 
     def attach_(self, method: str) -> Callable[[], Any]:
-        """Attach, to a model without prompts."""
+        """Return a function that attaches a prompt to a model without prompts."""
         self.free()
         return lambda: self.attach(method)
 
@@ -61,7 +61,7 @@ class Side:
             self.zoo.detach(self.base)
 
     def with_(self, method: str) -> Any:
-        """Return the model with a prompt of this method, which may be there from the last call."""
+        """Return the model with a prompt of this method, which may remain from the last call."""
         if self.kept.get("method") != method:
             self.free()
             self.attach(method)
@@ -69,12 +69,12 @@ class Side:
         return self.base.eval()
 
     def forward(self, method: str, **options: Any) -> Callable[[], Any]:
-        """Read a text after a prompt."""
+        """Return a function that reads a text after a prompt."""
         model, ids = self.with_(method), self.ids(1, LENGTH)
         return torch.no_grad()(lambda: model(input_ids=ids, **options))
 
     def step(self, method: str) -> Callable[[], Any]:
-        """Take one training step on two rows."""
+        """Return a function that takes one training step on two rows."""
         model, ids = self.with_(method).train(), self.ids(2, LENGTH)
         optimizer = torch.optim.AdamW(model.prompts.parameters(), lr=1e-3)
 
@@ -86,7 +86,7 @@ class Side:
         return run
 
     def decode(self, method: str) -> Callable[[], Any]:
-        """Decode one token after a cached text."""
+        """Return a function that decodes one token after a cached text."""
         model = self.with_(method)
         with torch.no_grad():
             cache = model(input_ids=self.ids(1, LENGTH), use_cache=True).past_key_values
@@ -102,7 +102,7 @@ class Side:
         return run
 
     def rows(self, method: str) -> Callable[[], Any]:
-        """Read as many rows as there are prompts, each with its own."""
+        """Return a function that reads as many rows as there are prompts, each row with its own prompt."""
         model, ids = self.with_(method), self.ids(ROWS, LENGTH // 2)
         names = [f"p{row}" for row in range(ROWS)]
         for name in names:
@@ -120,7 +120,7 @@ class Side:
         return torch.no_grad()(lambda: model(input_ids=ids, prompts=names))
 
     def measures(self) -> dict[str, Callable[[], Callable[[], Any]]]:
-        """Return by name what gets ready for a measure, and returns what is timed."""
+        """Return the measures by name: functions that prepare a measure and return the function to time."""
         return {
             "import": self.import_,
             "attach a prefix": lambda: self.attach_("prefix_tuning"),
@@ -140,7 +140,7 @@ class Side:
 
 
 class Imports:
-    """Times the modules that are imported while something else is timed, as attaching's lazy ones are."""
+    """A timer for modules that are imported while something else is timed, such as the lazy imports of attaching."""
 
     def __init__(self) -> None:
         self.seconds, self.depth = 0.0, 0
@@ -148,7 +148,7 @@ class Imports:
         self.inner, machinery._find_and_load = machinery._find_and_load, self.load
 
     def load(self, *args: Any) -> Any:
-        """Import a module that is not there yet."""
+        """Import a module that is not loaded yet."""
         began, self.depth = time.process_time(), self.depth + 1
         try:
             return self.inner(*args)
@@ -159,7 +159,7 @@ class Imports:
 
 
 def main() -> None:
-    """Answer until nothing is asked any more: arguments are the size and the folder that the package must be of."""
+    """Answer until the input ends; the arguments are the model's size and the folder that must contain the package."""
     size, root = sys.argv[1], Path(sys.argv[2]).resolve()
     torch.set_num_threads(1)
     side, imports = Side(size), Imports()

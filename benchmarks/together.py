@@ -1,10 +1,10 @@
-"""Time eight trainings of prompt tuning in one batch against one after the other, and measure their memory.
+"""Compare the time and memory of eight trainings of prompt tuning in one batch and one after the other.
 
 Run from the repository root; run the command again to resume it::
 
     python benchmarks/together.py
 
-Each side of a round is a process of its own. See benchmarks/README.md.
+Each side of a round is a separate process. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ class Settings:
 
     model: str = "smollm2"
     dtype: str = "bfloat16"
-    """Number format of the frozen model."""
+    """Dtype of the frozen model."""
     trials: int = 8
-    """How many of the rates in together_side.py."""
+    """Number of the rates in together_side.py that are trained."""
     steps: int = 4
     """Optimizer steps of each training."""
     batch_size: int = 4
-    """Rows of each training in a step."""
+    """Rows of each training per step."""
     rounds: int = 3
     """Pairs of processes."""
     threads: int = 1
 
 
 def take_turns(settings: Settings, seed: int) -> Result:
-    """Measure both sides in processes of their own; which begins changes from round to round."""
+    """Measure both sides in separate processes, which alternate in going first from round to round."""
     order = SIDES if seed % 2 == 0 else SIDES[::-1]
     found = {side: _ask(settings, side) for side in order}
     return {side: found[side] for side in SIDES}
@@ -58,7 +58,7 @@ def _ask(settings: Settings, side: str) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of the table: medians of both sides, and together through one after the other by rounds."""
+    """A line of the table: the medians of both sides, and the ratio of together to one after the other by round."""
 
     name: str
     unit: float
@@ -66,7 +66,7 @@ class Line:
     together: list[float]
 
     def cells(self) -> list[str]:
-        """Return it as text."""
+        """Return the cells as text."""
         ratios = [b / a for a, b in zip(self.alone, self.together, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         medians = (statistics.median(side) / self.unit for side in (self.alone, self.together))
@@ -88,7 +88,7 @@ def lines(results: Sequence[Result]) -> list[Line]:
 
 
 def largest_difference(results: Sequence[Result]) -> float:
-    """Return the most that a loss together differs from that alone."""
+    """Return the largest difference between the losses of a step when trained together and alone."""
     pairs = [
         abs(a - b)
         for result in results

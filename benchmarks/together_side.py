@@ -21,32 +21,32 @@ from softprompt_zoo.training.trainer import PromptTrainer
 
 METHOD = "prompt_tuning"
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Around the recipe's; that the largest are too large is what a sweep is to find out."""
+"""Rates around the recipe's; a sweep should find out that the largest are too large."""
 ROWS = 64
 WARM_UP = 1
-"""Steps of each training that are not timed: buffers are made in the first."""
+"""Steps of each training that are not timed: the first step creates buffers."""
 
 
 class Clock(TrainerCallback):
-    """Times steps, by the clock and by the processor."""
+    """A callback that measures the elapsed and processor time of steps."""
 
     def __init__(self) -> None:
         self.wall: list[float] = []
         self.processor: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start."""
+        """Start timing."""
         self._began = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop."""
+        """Stop timing."""
         if state.global_step > WARM_UP:
             self.wall.append(time.perf_counter() - self._began[0])
             self.processor.append(time.process_time() - self._began[1])
 
 
 class Side:
-    """A model, rows, and what trains on them."""
+    """A model, its training rows, and both ways to train on them."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         torch.set_num_threads(settings["threads"])
@@ -80,7 +80,7 @@ class Side:
         zoo.get_method(METHOD)(self.model, name=name, num_virtual_tokens=20)
 
     def one_after_the_other(self) -> list[list[float]]:
-        """Train each alone; return the losses of each."""
+        """Train each rate alone; return the losses of each."""
         losses = []
         for rate in RATES[: self.settings["trials"]]:
             self.attach("alone", 0)
@@ -97,7 +97,7 @@ class Side:
         return losses
 
     def together(self) -> list[list[float]]:
-        """Train all at once; return the losses of each."""
+        """Train all rates at once; return the losses of each."""
         arguments = {}
         for index, rate in enumerate(RATES[: self.settings["trials"]]):
             self.attach(f"rate{index}", 0)
@@ -106,7 +106,7 @@ class Side:
         return [_losses(history) for history in histories.values()]
 
     def measure(self, side: str) -> dict[str, Any]:
-        """Train, and return what it took."""
+        """Train, and return the time, the memory and the losses."""
         losses = self.together() if side == "together" else self.one_after_the_other()
         return {
             "wall_seconds": round(sum(self.clock.wall), 4),
@@ -121,13 +121,13 @@ def _losses(history: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def _peak() -> int:
-    """Return the most main memory that this process has held, in bytes."""
+    """Return the peak main memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:
-    """Answer with a line of JSON; arguments are the side and the settings of together.py."""
+    """Print the result as a line of JSON; the arguments are the side and the settings of together.py."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     side, settings = sys.argv[1], json.loads(sys.argv[2])

@@ -14,11 +14,11 @@ from softprompt_zoo.bank import records
 
 
 class _StoreError(Exception):
-    """As an object store's own client raises: no OSError."""
+    """An error like those of an object store's own client, which are not `OSError`s."""
 
 
 class _Failing(MemoryFileSystem):
-    """Objects in memory; operations fail by chance."""
+    """An object store in memory whose operations fail at random."""
 
     protocol = "attacked"
     store: dict[str, Any] = {}  # noqa: RUF012
@@ -54,7 +54,7 @@ fsspec.register_implementation("attacked", _Failing, clobber=True)
 
 
 def banks(choose: random.Random, place: Path) -> Outcome:
-    """Do one harm to a bank, and read it."""
+    """Harm a bank in one way, and use it."""
     return choose.choice([_damaged, _killed, _failing, _fuzzed])(choose, place)
 
 
@@ -101,7 +101,7 @@ def _damaged(choose: random.Random, place: Path) -> Outcome:
 
 
 def _fuzzed(choose: random.Random, place: Path) -> Outcome:
-    """Let an engine read an entry with other bytes, as often as not under a checksum that is theirs."""
+    """Let an engine read an entry with changed bytes; in half of the cases, the checksum matches them."""
     address = "memory://fuzzed"
     model = prompted()
     zoo.PromptBank(address, model, as_prefix=True).add("x", model.prompts["default"], overwrite=True)
@@ -110,7 +110,7 @@ def _fuzzed(choose: random.Random, place: Path) -> Outcome:
     whole = MemoryFileSystem.store[path].getvalue()
     body = bytearray(whole[records.STAMP_SIZE :])
     end = records.header_end(whole) - records.STAMP_SIZE
-    within = choose.choice([4, end, len(body)])  # its length, its header, all
+    within = choose.choice([4, end, len(body)])  # the header's length, the header, everything
     kind = choose.choice(["bytes", "cut", "more", "value"])
     if kind == "cut":
         del body[choose.randrange(len(body)) :]

@@ -1,4 +1,4 @@
-"""Public functions with strange arguments, and forwards beside `inspect`."""
+"""Public functions that get strange arguments, and forwards while another thread uses the model."""
 
 import random
 import threading
@@ -40,7 +40,7 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def calls(choose: random.Random, place: Path) -> Outcome:
-    """Call one function with one strange argument; a refused call has changed nothing."""
+    """Call a function with a strange argument; a refused call must not change anything."""
     import os
 
     os.chdir(place)
@@ -56,7 +56,7 @@ def calls(choose: random.Random, place: Path) -> Outcome:
 
 
 def threads(choose: random.Random, place: Path) -> Outcome:
-    """Compute in one thread while another looks at the model, or changes what is not active."""
+    """Compute in two threads while this one inspects the model, or changes it in ways that do not affect its output."""
     method = choose.choice(["prompt_tuning", "prefix_tuning"])
     model = prompted(method)
     expected, wrong = answer(model), []

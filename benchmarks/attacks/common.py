@@ -15,13 +15,13 @@ import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 
 CLEAR, SAME, RIGHT = "clear error", "same", "right"
-"""One of our errors and nothing changed; loaded as before the damage; another thing that is allowed."""
+"""One of our errors, with nothing changed; the same result as without the damage; another result that is allowed."""
 RAW, CHANGED, MIXED, OTHER = "raw error", "changed model", "mixed state", "loaded but other"
 TEXT = torch.randint(3, 101, (2, 7), generator=torch.Generator().manual_seed(7))
 OWN = str(Path(zoo.__file__).parent)
 
 Outcome = tuple[str, str]
-"""What was done, with what came out; and how it ended."""
+"""What was done with its result, and the kind of outcome."""
 Case = Callable[[random.Random, Path], Outcome]
 
 
@@ -32,7 +32,7 @@ def prompted(method: str = "prompt_tuning", seed: int = 0, **options: Any) -> An
 
 
 def shaken(model: Any, seed: int) -> Any:
-    """Add random numbers to all that is trained."""
+    """Add random numbers to all trained parameters of a model, and return it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,7 +43,7 @@ def shaken(model: Any, seed: int) -> Any:
 
 @torch.no_grad()
 def answer(model: Any) -> Tensor:
-    """Return what a model answers to the same text."""
+    """Return a model's logits for a fixed text."""
     logits: Tensor = model.eval()(input_ids=TEXT).logits
     return logits
 
@@ -65,7 +65,7 @@ def describe(error: BaseException) -> str:
 
 
 def killed(action: Callable[[], Any], seconds: float) -> None:
-    """Run a function in its own process, and kill it after some time."""
+    """Run a function in its own process, and kill the process after the given time."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""Damaged folders, and folders that want code to run: they are refused, or load as before."""
+"""Damaged folders, and folders that try to run code: they must be refused, or load as before."""
 
 import json
 import os
@@ -48,7 +48,7 @@ VALUES: list[Any] = [
 
 
 def make_sources(place: Path) -> dict[str, Path]:
-    """Save the folders that are damaged."""
+    """Save the folders to damage, unless they exist, and return them by name."""
     folder = place / "sources"
     if not folder.exists():
         for method in ("prompt_tuning", "prefix_tuning", "p_tuning"):
@@ -64,7 +64,7 @@ def make_sources(place: Path) -> dict[str, Path]:
 
 
 def damage(choose: random.Random, place: Path) -> Outcome:
-    """Damage one file of a saved folder, and load it."""
+    """Damage one file of a saved folder, and load the folder."""
     name, source = choose.choice(list(make_sources(place).items()))
     copy = place / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
@@ -74,7 +74,7 @@ def damage(choose: random.Random, place: Path) -> Outcome:
     expected, before = answer(model), answer(tiny_model("llama"))
     path = choose.choice([path for path in sorted(copy.rglob("*")) if path.is_file()])
     what = f"{name}/{path.relative_to(copy)}: {_damage_file(path, choose)}"
-    # Only our own folders have a checksum; elsewhere other numbers may be what the file says.
+    # Only our own folders have a checksum; a damaged file of another kind may be valid and hold different numbers.
     return _load(copy, what, expected, before, has_checksum=not name.endswith(("peft", "embeddings")))
 
 
@@ -165,7 +165,7 @@ def _places(content: Any) -> Any:
 
 
 def supply(choose: random.Random, place: Path) -> Outcome:
-    """Let a folder's LoRA or PEFT config name modules and expressions; nothing is imported, nothing hangs."""
+    """Load a LoRA or PEFT config that names modules or expressions; nothing may be imported, and nothing may hang."""
     copy = place / "supply"
     shutil.rmtree(copy, ignore_errors=True)
     sources = make_sources(place)

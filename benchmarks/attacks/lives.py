@@ -1,4 +1,4 @@
-"""A model's life in random steps, each compared with a copy that has kept nothing; and the command line's words."""
+"""A model's life in random steps, each compared with a copy without caches; and commands with strange arguments."""
 
 import copy
 import os
@@ -54,7 +54,7 @@ def _weigh(model: Any, choose: random.Random) -> None:
 
 
 def _refused(model: Any, choose: random.Random) -> None:
-    """Ask for what is refused; the model must not notice."""
+    """Make a call that must be refused and must not affect the model."""
     kinds: list[Callable[[], Any]] = [
         lambda: zoo.get_method("prefix_tuning")(model.model),
         lambda: model.prompts.add(model.prompts.keys()[0], "prompt_tuning"),
@@ -71,7 +71,7 @@ def _refused(model: Any, choose: random.Random) -> None:
 
 
 def _raise_inside(model: Any, choose: random.Random) -> None:
-    """Let a layer fail in the middle of a forward or a generate."""
+    """Let a layer fail in the middle of a forward or of `generate`."""
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
@@ -95,7 +95,7 @@ STEPS = (_write_data, _write_numpy, _write_buffer, _hook, _add, _remove, _weigh,
 
 
 def life(choose: random.Random, place: Path) -> Outcome:
-    """Change a model in random steps; after each it answers what a copy does, which has kept nothing."""
+    """Change a model in random steps; after each, its answer must equal that of a copy without caches."""
     method = choose.choice(METHODS)
     model = prompted(method)
     done = [method]
@@ -136,11 +136,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "bank delete": ("BANK", "NAME", "--model"),
     "bank import": ("BANK", "PROMPT", "--model"),
 }
-"""Commands, with words that they may get: a place in capitals, or an option in front of a word."""
+"""Commands with their arguments: positional ones are in capitals, and each option takes a word."""
 
 
 def command(choose: random.Random, place: Path) -> Outcome:
-    """Give a command strange words: it ends by itself, without a trace, and writes nothing where it refuses."""
+    """Give a command strange words: it must end without a traceback, and write nothing if it refuses them."""
     name = choose.choice(list(COMMANDS))
     words = name.split()
     for part in COMMANDS[name]:
@@ -148,7 +148,7 @@ def command(choose: random.Random, place: Path) -> Outcome:
             words += [] if part.isupper() else [part]
             words.append(choose.choice(WORDS))
     if name == "train" and "--data" not in words:
-        words += ["--data", choose.choice(WORDS)]  # the data of the demo would train
+        words += ["--data", choose.choice(WORDS)]  # without it, the command would train on the demo data
     folder = place / "commands"
     folder.mkdir(exist_ok=True)
     os.chdir(folder)

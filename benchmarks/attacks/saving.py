@@ -1,4 +1,4 @@
-"""Kills and full disks while a folder is replaced: it holds the old state or the new one, whole."""
+"""Kills and full disks while a folder is replaced: afterwards it must hold the complete old or new state."""
 
 import random
 import resource
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Callable[[int], Any], Callable[[Any, Path], Any]]] = {
 
 
 def saving(choose: random.Random, place: Path) -> Outcome:
-    """Stop a save or an export over another one at a random moment, and load what is there."""
+    """Interrupt a save or an export that replaces another one at a random moment, and load the folder."""
     name = choose.choice(list(KINDS))
     make, save = KINDS[name]
     old, new = make(1), make(2)

@@ -1,4 +1,4 @@
-"""A pytest plugin that keeps PEFT's tests of prompts, offline, with PEFT or with this library under PEFT's names."""
+"""A pytest plugin that runs only PEFT's tests of prompts, offline, with PEFT or this library under PEFT's names."""
 
 import contextlib
 import importlib
@@ -16,9 +16,9 @@ from peft_suite.hub import QUOTES
 from peft_suite.not_applicable import reason_of
 
 OF_ONE_METHOD = ("test_cpt", "test_cartridge", "test_adaption_prompt", "test_multitask_prompt_tuning")
-"""Files all of whose tests are of prompts."""
+"""Files in which all tests are about prompts."""
 CONFIGS = ("PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig", "AdaptionPromptConfig", "CPTConfig")
-"""Which the tests of prompts in the other files name."""
+"""Configs whose names identify the tests of prompts in the other files."""
 
 
 @contextlib.contextmanager
@@ -36,13 +36,13 @@ def _sentences(*args: Any, **kwargs: Any) -> Any:
 
 
 def pytest_addoption(parser: Any) -> None:
-    """Add what the command passes on."""
+    """Add the options that `peft_tests.py` passes on."""
     parser.addoption("--behind", default="peft", help="whose prompts stand behind PEFT's names: peft, softprompt_zoo")
     parser.addoption("--outcomes", default=None, help="the JSON file for the outcome of every test")
 
 
 def pytest_configure(config: Any) -> None:
-    """Put local data in the place of the hub's, and the library in the place of PEFT, before the tests are imported."""
+    """Replace the hub's data with local data, and on request PEFT with this library, before importing the tests."""
     datasets.load_dataset = _sentences
     if config.getoption("--behind") == "softprompt_zoo":
         stand_in.install()
@@ -51,7 +51,7 @@ def pytest_configure(config: Any) -> None:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """Keep the tests of prompts."""
+    """Keep only the tests of prompts."""
     items[:] = [item for item in items if _is_of_prompts(item)]
 
 
@@ -65,7 +65,7 @@ def _is_of_prompts(item: Any) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: Any) -> None:
-    """Leave out what cannot be asked of this library."""
+    """Skip the tests that do not apply to this library."""
     if item.config.getoption("--behind") == "softprompt_zoo":
         reason = reason_of(item)
         if reason is not None:
@@ -73,7 +73,7 @@ def pytest_runtest_setup(item: Any) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Note a test's outcome."""
+    """Record a test's outcome."""
     if report.when == "call" or report.outcome != "passed":
         message = ""
         if report.skipped and isinstance(report.longrepr, tuple):
@@ -88,7 +88,7 @@ OUTCOMES: dict[str, tuple[str, str]] = {}
 
 
 def pytest_sessionfinish(session: Any) -> None:
-    """Write the outcomes."""
+    """Write the outcomes to a file."""
     path = session.config.getoption("--outcomes")
     if path and not hasattr(session.config, "workerinput"):
         Path(path).write_text(json.dumps(OUTCOMES, indent=1), "utf-8")

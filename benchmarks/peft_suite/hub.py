@@ -1,4 +1,4 @@
-"""The tiny models that PEFT's tests ask the hub for, built from configs into a hub cache on the disk."""
+"""The tiny models that PEFT's tests request from the hub, built from configs into a local hub cache."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,16 +63,16 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": ("Llama", "ForSequenceClassification", ROTARY),
 }
-"""Name at the hub to the model's family, the rest of its class's name, and its sizes."""
+"""For each name on the hub, the model's family, the rest of its class name, and its sizes."""
 
 CONFIGS = {"Gemma3": "Gemma3TextConfig", "Gemma4": "Gemma4TextConfig"}
-"""Configs that are not called like the family."""
+"""Configs that are not named after the family."""
 
 QUOTES = ["The journey is the reward.", "Simplicity is the soul of efficiency.", "Well begun is half done."] * 16
 
 
 def build(cache: Path) -> None:
-    """Write all models into a folder that huggingface_hub takes for its cache; what is there stays.
+    """Write all models into a folder that huggingface_hub uses as its cache; existing models are kept.
 
     Args:
         cache: The folder, for `HF_HUB_CACHE`.
@@ -94,7 +94,7 @@ def build(cache: Path) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
-                    parameter.mul_(3)  # transformers' start values are so small that a prompt would change little
+                    parameter.mul_(3)  # transformers' initial values are so small that a prompt would change little
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (repository / "refs").mkdir(exist_ok=True)
@@ -102,7 +102,7 @@ def build(cache: Path) -> None:
 
 
 def byte_tokenizer() -> Any:
-    """Return a tokenizer whose words are bytes, so that it takes any text."""
+    """Return a tokenizer whose tokens are bytes, which accepts any text."""
     words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>"])}
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
         words[byte] = len(words)

@@ -1,4 +1,4 @@
-"""Which of PEFT's tests cannot be asked of this library, and why; and for which there is no way here."""
+"""PEFT's tests that do not apply to this library, and those without an equivalent here, with the reasons."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ NOT_APPLICABLE: dict[str, str] = {
     "test_adaption_prompt": "reports PEFT's injected layers, of which a prompt has none",
     "test_set_requires_grad_prompt_learning_raises": "asserts a refusal; here it is `requires_grad_`",
 }
-"""Name of a test to the reason why it is not run."""
+"""Reasons why tests are not run, by the name of the test."""
 DEBERTA = (
     "PEFT builds a prefix on DeBERTa, whose every forward raises there; its tests do no more than build and save it"
 )
-"""Why such a prefix is not asked for: what cannot run is refused here at attaching, or when it is exported."""
+"""Why tests with such a prefix are not run: this library refuses to attach or export what cannot run."""
 
 NO_TARGET = "PEFT's default config of CPT, whose context has no target to learn from, is refused"
 NO_WAY: dict[str, str] = {"test_model_initialization_random": NO_TARGET, "test_model_training_random": NO_TARGET}
-"""Name of a test that asks for something which is refused here by another error than `UnsupportedError`, and why."""
+"""Reasons by test name, for tests of what is refused here with an error other than `UnsupportedError`."""
 
 
 def reason_of(item: Any) -> str | None:
-    """Return why a test is not run against this library, `None` if it is."""
+    """Return why a test is not run against this library; `None` if it is run."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     config = getattr(parameters.get("config_cls"), "__name__", "")
     if config == "PrefixTuningConfig" and "Deberta" in parameters.get("model_id", ""):

@@ -1,7 +1,7 @@
-"""This library under the names that PEFT's tests call: the equivalent of each call of PEFT.
+"""This library under the names that PEFT's tests call, with the equivalent of each call of PEFT.
 
-It is for PEFT's tests alone. Where PEFT has words of its own for an error, a file name or a model card that its tests
-look for, the stand-in puts them there; what a prompt does, and what its files say, is the library's.
+It is only for PEFT's tests. It supplies PEFT's error messages, file names and model cards where the tests look for
+them; what a prompt does and what its files say comes from this library.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ TENSORS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 
 
 def _start(config: Any) -> dict[str, Any]:
-    """Read the start values of an input-level prompt from PEFT's `prompt_tuning_init`."""
+    """Return the options for an input-level prompt's initial values, from PEFT's `prompt_tuning_init`."""
     kind = getattr(config.prompt_tuning_init, "value", config.prompt_tuning_init)
     if kind == "TEXT":
         from transformers import AutoTokenizer
@@ -100,7 +100,7 @@ METHODS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "CARTRIDGE": ("cartridge", _cartridge),
     "ADAPTION_PROMPT": ("llama_adapter", _adaption),
 }
-"""PEFT's type to our method, and what makes its options of PEFT's config."""
+"""For each of PEFT's types, our method and the function that builds its options from PEFT's config."""
 
 
 class PromptedPeftModel(nn.Module):
@@ -142,7 +142,7 @@ class PromptedPeftModel(nn.Module):
         return found
 
     def load_adapter(self, model_id: Any, adapter_name: str, is_trainable: bool = False, **ignored: Any) -> Any:
-        """Replace `PeftModel.load_adapter`, which leaves the active adapter."""
+        """Replace `PeftModel.load_adapter`, which keeps the active adapter."""
         active = self.base_model.prompts.active
         saved = peft.PeftConfig.from_pretrained(str(model_id))
         pools = _pools_prompt(self.base_model, saved)
@@ -169,7 +169,7 @@ class PromptedPeftModel(nn.Module):
         self.base_model.prompts.activate(_allowed(adapter_name))
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Replace `PeftModel.delete_adapter`, with PEFT's words for a name that is not there."""
+        """Replace `PeftModel.delete_adapter`, with PEFT's message for an unknown name."""
         try:
             self.base_model.prompts.remove(adapter_name)
         except zoo.UnknownPromptError as error:
@@ -194,7 +194,7 @@ class PromptedPeftModel(nn.Module):
 
     @property
     def active_peft_config(self) -> Any:
-        """The config that the active prompt was asked for with."""
+        """The config that the active prompt was created from."""
         return self.peft_config[self.active_adapter]
 
     def get_base_model(self) -> Any:
@@ -202,7 +202,7 @@ class PromptedPeftModel(nn.Module):
         return self.base_model
 
     def supports_lora_conversion(self) -> bool:
-        """Return whether it can become a LoRA: no prompt can."""
+        """Return whether the model can become a LoRA; no prompt can."""
         return False
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
@@ -210,7 +210,7 @@ class PromptedPeftModel(nn.Module):
         return self.base_model.push_to_hub(*args, **kwargs)
 
     def prepare_model_for_gradient_checkpointing(self, model: Any) -> Any:
-        """Replace PEFT's; nothing needs to be prepared here."""
+        """Replace PEFT's method; nothing needs to be prepared here."""
         return model
 
     def save_pretrained(
@@ -220,9 +220,9 @@ class PromptedPeftModel(nn.Module):
         selected_adapters: list[str] | None = None,
         **ignored: Any,
     ) -> None:
-        """Write each prompt as PEFT does: `default` into the folder, others into folders in it; and PEFT's model card.
+        """Save each prompt as PEFT does (`default` in the folder, others in subfolders), with PEFT's model card.
 
-        This library writes safetensors alone. A pickled file is made of it, for tests that look for one.
+        This library writes only safetensors; for tests that look for a pickled file, the tensors are converted.
         """
         for name in self.peft_config if selected_adapters is None else selected_adapters:
             folder = Path(save_directory) / ("" if name == "default" else name)
@@ -241,7 +241,7 @@ class PromptedPeftModel(nn.Module):
         return self.base_model.generate(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the tensors of the model, and of each prompt what its file for PEFT holds."""
+        """Return the tensors of the model and, for each prompt, the contents of its file for PEFT."""
         found = {f"base_model.{key}": tensor for key, tensor in base_state(self).items()}
         for name in self.peft_config:
             found |= {
@@ -250,7 +250,7 @@ class PromptedPeftModel(nn.Module):
         return found
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield parameters; a prompt's under the name of PEFT's module, for tests that tell them apart by it."""
+        """Yield parameters; a prompt's have the name of PEFT's module, by which tests recognize them."""
         for name, parameter in super().named_parameters(*args, **kwargs):
             yield name.replace(f"base_model.{OURS}", SUBMODULE, 1), parameter
 
@@ -289,23 +289,23 @@ class PromptEncoders:
 
 
 class Rows:
-    """Some rows of a prompt, read from its file for PEFT and written back by loading it."""
+    """Some rows of a prompt, read from its merged tokens and written into its parameters."""
 
     def __init__(self, encoder: "PromptEncoder", rows: slice, is_trained: bool) -> None:
         self.encoder, self.rows, self.is_trained = encoder, rows, is_trained
 
     @property
     def requires_grad(self) -> bool:
-        """Whether they are trained."""
+        """Whether the rows are trained."""
         return self.is_trained and any(p.requires_grad for p in self.encoder.prompt.learned.parameters())
 
     @property
     def data(self) -> "Rows":
-        """Themselves, to be filled."""
+        """The rows themselves, whose `fill_` is called next."""
         return self
 
     def fill_(self, value: float) -> None:
-        """Set every number."""
+        """Set every value."""
         getattr(self.encoder.prompt.learned, "trained" if self.is_trained else "frozen").data.fill_(value)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -314,7 +314,7 @@ class Rows:
 
 
 class PromptEncoder:
-    """One prompt as one of PEFT's modules, whose tensors have a row for each virtual token."""
+    """One prompt as one of PEFT's modules; its tensors have a row for each virtual token."""
 
     def __init__(self, prompts: Any, name: str) -> None:
         self.prompt, self.backbone = prompts[name], prompts.backbone
@@ -328,7 +328,7 @@ class PromptEncoder:
 
     @property
     def embedding(self) -> Any:
-        """PEFT's embedding module; of CPT the examples' own embeddings, which are not trained."""
+        """PEFT's embedding module; for CPT, it holds the examples' own embeddings, which are not trained."""
         ids = getattr(self.prompt.config, "token_ids", None)
         return SimpleNamespace(weight=self.weight if ids is None else self.backbone.embed(torch.tensor(ids)).detach())
 
@@ -337,7 +337,7 @@ class PromptEncoder:
         return self.weight - self.embedding.weight
 
     def get_epsilon(self) -> Tensor:
-        """Return how far CPT's tokens may move `(tokens,)`, in PEFT's own reading."""
+        """Return how far CPT's tokens may move `(tokens,)`, as PEFT computes it."""
         chosen = self.prompt.config
         config = SimpleNamespace(
             cpt_tokens_type_mask=list(chosen.token_types),
@@ -349,7 +349,7 @@ class PromptEncoder:
 
     @property
     def trainable_embedding(self) -> Any:
-        """The trained rows of a cartridge; what is written into them goes into the prompt."""
+        """The trained rows of a cartridge; values written into them go into the prompt."""
         return Rows(self, slice(self._frozen, None), True)
 
     @property
@@ -363,13 +363,13 @@ class PromptEncoder:
 
 
 def _pools_prompt(model: Any, config: Any) -> bool:
-    """Return whether PEFT lets a classifier's head read the first virtual token: an encoder's, at the input."""
+    """Return whether PEFT lets a classifier's head read the first virtual token: only at the input of an encoder."""
     is_at_input = isinstance(config, (peft.PromptTuningConfig, peft.PromptEncoderConfig))
     return is_at_input and config.task_type == "SEQ_CLS" and hasattr(model, "classifier")
 
 
 def _allowed(name: str) -> str:
-    """Return a prompt's name for PEFT's: blanks are none of ours."""
+    """Return our name for PEFT's name of a prompt; our names contain no spaces."""
     return name.replace(" ", "_")
 
 
@@ -383,7 +383,7 @@ def _learned(prompt: Any) -> list[tuple[str, nn.Parameter]]:
 
 
 def base_state(model: Any, **ignored: Any) -> dict[str, Tensor]:
-    """Replace `get_base_model_state_dict`: all that is not a prompt's."""
+    """Replace `get_base_model_state_dict`; return all tensors except those of prompts."""
     found = model.base_model.state_dict()
     return {key: tensor for key, tensor in found.items() if not key.startswith(OURS)}
 
@@ -396,7 +396,7 @@ def set_base_state(model: Any, state_dict: dict[str, Tensor], strict: bool = Tru
 
 
 def prompt_state(model: Any, *args: Any, adapter_name: str = "default", **kwargs: Any) -> dict[str, Tensor]:
-    """Replace `get_peft_model_state_dict`: what the file for PEFT holds."""
+    """Replace `get_peft_model_state_dict`; return the contents of the file for PEFT."""
     if not isinstance(model, PromptedPeftModel):
         return GET_STATE(model, *args, adapter_name=adapter_name, **kwargs)
     with tempfile.TemporaryDirectory() as folder:
@@ -407,7 +407,7 @@ def prompt_state(model: Any, *args: Any, adapter_name: str = "default", **kwargs
 def start_from_cache(model: Any, *, past_key_values: Any, num_virtual_tokens: int, **ignored: Any) -> Tensor:
     """Replace `initialize_kv_prefix_from_past_key_values`: a cache's first tokens become the active prompt's.
 
-    They are written into the prompt's file for PEFT, which is loaded in the prompt's place.
+    They are written into the prompt's file for PEFT, which is then loaded in place of the prompt.
     """
     flat: Tensor = FROM_CACHE(past_key_values, num_virtual_tokens=num_virtual_tokens)
     name = model.active_adapter
@@ -423,7 +423,7 @@ def start_from_cache(model: Any, *, past_key_values: Any, num_virtual_tokens: in
 GET_PEFT_MODEL, PEFT_MODEL, GET_STATE = peft.get_peft_model, peft.PeftModel, peft.get_peft_model_state_dict
 FROM_CACHE = peft.prompt_embeddings_from_past_key_values
 PLUGINS = {"cartridge": "softprompt_zoo_cartridge", "llama_adapter": "softprompt_zoo_llama_adapter"}
-"""Methods of this repository's plugin packages, whose folders are on the path."""
+"""Methods and modules of this repository's plugin packages, whose folders are on the path."""
 NAMES: dict[str, Any] = {
     "PeftModel": PromptedPeftModel,
     "get_peft_model": PromptedPeftModel.made,
@@ -435,7 +435,7 @@ NAMES: dict[str, Any] = {
 
 
 def install() -> None:
-    """Put the stand-ins into PEFT's modules; before PEFT's tests are imported, which take the names from there."""
+    """Put the stand-ins into PEFT's modules; call it before importing PEFT's tests, which take the names from there."""
     for name, module in PLUGINS.items():
         if name not in zoo.list_methods():
             zoo.register(importlib.import_module(module), name)
