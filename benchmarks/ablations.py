@@ -135,7 +135,6 @@ class Bench:
         self.settings = settings
         for name in (TEXTS, *DOMAINS):
             self.file(name, "train")
-        self.file(TEXTS, "train")
 
     def file(self, name: str, part: str) -> Path:
         """Return a data file.

@@ -55,7 +55,8 @@ def compare(runner: Runner, comparison: Comparison) -> Compared | str:
     columns = [column for column in (comparison.ours, comparison.theirs, comparison.best) if column is not None]
     found = [runner.results(column.experiment) for column in columns]
     if not all(found):
-        return runner.missing(comparison.ours.experiment) or "not run"
+        missing = (runner.missing(column.experiment) for column in columns)
+        return next(filter(None, missing), "not run")
     dtypes = sorted({result["dtype"] for results in found for result in results})
     if len(dtypes) > 1:
         return f"of {' and '.join(dtypes)}: delete the results of one"

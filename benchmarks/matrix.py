@@ -238,7 +238,7 @@ def table(runner: Runner, settings: Settings) -> str:
         f"brackets how many it refuses. PEFT is right in {refused_here} of these.",
         markdown(("method", *LIBRARIES), by_method),
         *(markdown((group, *LIBRARIES), _compared(both, operations(group), 3)) for group in SUITES),
-        f"Compiled on {settings.compiled.replace(',', ', ')} alone, for a cell takes seconds.",
+        f"Compiled on {settings.compiled.replace(',', ', ')} only, since a cell takes seconds.",
     ]
     if wrong:
         parts += ["Ours that are not right:", markdown(("model", "method", "operation", "reason"), wrong)]

@@ -181,7 +181,7 @@ def command(
             action="append",
             default=[],
             metavar="NAME",
-            help="run the experiment NAME, or all that begin so, and what they need; repeatable",
+            help="run the experiment NAME, or all whose names start with it, and what they need; repeatable",
         )
         for field in dataclasses.fields(settings):
             name = f"--{field.name.replace('_', '-')}"

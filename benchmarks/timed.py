@@ -111,7 +111,7 @@ class Side:
         return torch.no_grad()(lambda: model(input_ids=ids, prompts=names))
 
     def folded(self, count: int) -> Callable[[], Any]:
-        """Read a row after each of some folded prompts: their keys and values, computed once."""
+        """Return a function that reads a row after each of some folded prompts: keys and values computed once."""
         model, ids = self.with_("prompt_tuning"), self.ids(count, LENGTH if count == 1 else LENGTH // 2)
         names = [f"folded{row}" for row in range(count)]
         for name in names:

@@ -101,7 +101,7 @@ def largest_difference(results: Sequence[Result]) -> float:
 def table(settings: Settings, results: Sequence[Result]) -> str:
     """Format the measurements."""
     if not results:
-        return "nothing is there yet\n"
+        return "no results yet\n"
     heads = ["", *SIDES, "ratio (range)"]
     text = markdown(heads, [line.cells() for line in lines(results)])
     counts = f"{settings.trials} rates, {settings.steps} steps of {settings.batch_size} rows each"

@@ -115,7 +115,7 @@ class Others:
 
 
 def test_files_of_other_settings(tmp_path):
-    """Values are read as the types that the dataclass declares, and written values are read back unchanged."""
+    """Values are read as the types that the dataclass declares."""
     config = tmp_path / "other.yml"
     config.write_text("rates: [1e-3, 2.5e3, 1]\n")
     assert read_config(config, Others) == {"rates": (0.001, 2500.0, 1)}
