@@ -31,7 +31,7 @@ def name_of(path):
 
 
 def tool(name):
-    """The program that is installed beside this interpreter."""
+    """Return the path of a program that is installed next to this interpreter."""
     path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     assert path is not None, f"{name} is not installed"
     return path
@@ -51,7 +51,7 @@ def test_mypy_is_content():
 
 
 def test_the_numbers_of_the_house_are_kept(benchmark):
-    """Those of `benchmarks/house.py`, whose `--lines` shows the places."""
+    """The numbers are those of `benchmarks/house.py`, whose `--lines` shows the places."""
     module = benchmark("house")
     measured = {name: number.measure(module.House(ROOT)) for name, number in module.NUMBERS.items()}
     assert not {name: value for name, value in measured.items() if not module.NUMBERS[name].is_kept(value)}
@@ -67,7 +67,7 @@ def test_the_contract_between_methods_covers_them_all():
 
 @pytest.mark.parametrize("method", BUILTINS)
 def test_a_method_is_named_on_its_own_page_only(method):
-    """In code, strings and comments alike; `BUILTINS` is the one line that names it."""
+    """This includes code, strings and comments; `BUILTINS` is the one other line that names it."""
     own = PACKAGE / "methods" / f"{method}.py"
     found = {
         f"{name_of(path)}:{number}"
@@ -125,7 +125,7 @@ def test_ci_runs_the_readmes_second_command():
 
 
 def test_what_is_tested_is_what_is_installed():
-    """In another folder than the source, unless that was installed with `pip install -e`."""
+    """The package is not in the source folder, unless it was installed with `pip install -e`."""
     installed = metadata.distribution("softprompt-zoo")
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     place = ROOT if origin.get("dir_info", {}).get("editable") else Path(installed.locate_file("")).resolve()

@@ -1,7 +1,7 @@
 """Every registered method on every tiny model: the registry is the matrix; a third of it is in the default run.
 
-That has each promise of each method on some models, each on each model of two methods or more, for one may be refused
-there, and each method on each model. The slow tests have the rest.
+The default run checks each promise of each method on some models, each promise on each model with at least two methods,
+as one may be refused there, and each method on each model. The slow tests check the rest.
 """
 
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""The docs keep up with the code: every block of Python runs and prints what it shows; all that is public is there."""
+"""The docs match the code: every block of Python runs and prints what it shows; everything public is documented."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ NEEDS_MODEL = "needs the embedded model"
 
 
 def with_subcommands(commands):
-    """Every command by what the user types."""
+    """Return every command by what the user types."""
     flat = {}
     for name, command in commands.items():
         subcommands = with_subcommands(getattr(command, "commands", {}))
@@ -55,7 +55,7 @@ COMMANDS = with_subcommands(typer.main.get_command(app).commands)
 
 
 def blocks(page):
-    """Title, line, code and shown output of every block of Python of a page, in order."""
+    """Return title, line, code and shown output of every block of Python on a page, in order."""
     text = page.read_text("utf-8")
     found = [(m[1] or "", text.count("\n", 0, m.start(2)), m[2], m[3]) for m in BLOCK.finditer(text)]
     assert len(found) == len(re.findall(r"^\s*```+ *\{?\.?py", text, re.MULTILINE)), (
@@ -76,7 +76,7 @@ def names_a_model(page):
 
 
 def put_model(folder, with_model):
-    """Let transformers find a model of the name in the docs: the embedded one, or a stand-in with random weights."""
+    """Let transformers find a model by the name in the docs: the embedded one, or a stand-in with random weights."""
     folder = folder / REAL_MODEL
     if with_model:
         folder.parent.mkdir()
@@ -89,7 +89,7 @@ def put_model(folder, with_model):
 def run(page, folder, monkeypatch, with_model):
     """Run the blocks of a page in one namespace; a block with a file's name is written to that file, too.
 
-    What a page with a real model's name prints is compared where it has that model.
+    The output of a page that names a real model is compared only if it runs with that model.
     """
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
@@ -120,13 +120,13 @@ def run(page, folder, monkeypatch, with_model):
 
 
 def check_output(where, shown, printed):
-    """Compare as doctest does: `...` is anything, and a line may be broken where there is a space."""
+    """Compare as doctest does: `...` matches anything, and a line may be broken at a space."""
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert doctest.OutputChecker().check_output(shown, printed, options), f"{where} prints\n{printed}"
 
 
 def is_for_an_engine(title):
-    """Whether a block needs a package that is not here; it is run by the test of that engine, which names it."""
+    """Return whether a block needs a package that is not here; the test of that engine names the block and runs it."""
     return title.startswith("needs ") and title != NEEDS_MODEL
 
 
@@ -202,7 +202,7 @@ def test_every_page_is_in_the_navigation():
 def test_the_way_of_a_virtual_token_is_the_one_it_takes():
     told = re.findall(r"^\d+\. `([\w/]+\.py)`", (DOCS / "explanation/architecture.md").read_text("utf-8"), re.MULTILINE)
     model = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
-    model(input_ids=torch.tensor([[5, 6, 7]]))  # what is asked once is asked
+    model(input_ids=torch.tensor([[5, 6, 7]]))  # what is done only once is done here
     taken = walk(lambda: model(input_ids=torch.tensor([[5, 6, 7]]))).files
     assert told == [file for file in taken if file in told]
 
@@ -237,7 +237,7 @@ def errors():
         if module.name != "softprompt_zoo.__main__":
             try:
                 importlib.import_module(module.name)
-            except ModuleNotFoundError as error:  # the one extra that the tests go without
+            except ModuleNotFoundError as error:  # the one extra that the tests do without
                 if error.name != "ray":
                     raise
     found, waiting = set(), [zoo.ZooError]
@@ -275,7 +275,7 @@ def test_every_command_is_documented():
 
 
 def test_commands_in_the_docs_exist():
-    """Every line `softprompt-zoo COMMAND --option …` names a command and options that there are."""
+    """Every line `softprompt-zoo COMMAND --option …` names an existing command and existing options."""
     for page in PAGES:
         for console in re.findall(
             r"^```(?:console|sh|bash)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
@@ -285,7 +285,7 @@ def test_commands_in_the_docs_exist():
                 if found and "pip install" not in line:
                     name = found[1] if found[1] in COMMANDS else " ".join([found[1], *found[2].split()[:1]])
                     options = {flag for parameter in COMMANDS[name].params for flag in parameter.opts} | {"--help"}
-                    own, _, _ = found[2].partition(" -- ")  # behind it are texts, or options of an engine
+                    own, _, _ = found[2].partition(" -- ")  # texts or options of an engine follow
                     assert set(re.findall(r"(?<= )--[a-z-]+", own)) <= options, f"{page}: {line}"
 
 
@@ -298,7 +298,7 @@ def test_the_changelog_mentions_every_method_and_command():
 
 
 def recipes(monkeypatch):
-    """By the page that shows it, each recipe of a method of this repository."""
+    """Yield each recipe of the methods in this repository, after the page that shows it."""
     for page in sorted(DOCS.glob("reference/methods/*.md")) + sorted(DOCS.glob("reference/plugins/*.md")):
         [module] = SHOWS_RECIPE.findall(page.read_text("utf-8"))
         if page.parent.name == "plugins":

@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def silent_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A hub that has nothing and answers nothing; what is asked of it is listed."""
+    """Replace the hub by one that has nothing and answers nothing; return the list of requests to it."""
     asked: list[str] = []
 
     def fail(*_: object, **options: object) -> str:
@@ -45,7 +45,7 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedModel]:
-    """A model in a package that must not be imported, with a converter that copies."""
+    """Return a model in a package that must not be imported, with a converter that copies."""
     package = tmp_path / "site" / "tiny_zoo_weights"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('the package was imported')")
@@ -332,7 +332,7 @@ def test_two_at_once_convert_once(tiny: EmbeddedModel, cache: Path, monkeypatch:
 
     def convert_slowly(model: EmbeddedModel, source: Path, folder: Path) -> None:
         conversions.append(folder)
-        assert waiting.wait(20)  # until the other one is seen to wait
+        assert waiting.wait(20)  # until the other thread is seen waiting
         convert_by_copying(model, source, folder)
 
     def listen(line: str) -> None:
@@ -385,7 +385,7 @@ def test_converts_smollm2(cache: Path, request: pytest.FixtureRequest) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == SMOLLM2.parameters
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
-    # as the model was trained: digits alone, blanks before them together
+    # as the model was trained: each digit alone, the spaces before them together
     assert tokenizer.tokenize("x\n  12 ab") == ["x", "ĊĠĠ", "1", "2", "Ġab"]
     question = [{"role": "user", "content": "Name the capital of France."}]
     text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)

@@ -126,7 +126,7 @@ def test_references(tmp_path: Path) -> None:
         Example("a", "b", ("b", "c")),
         Example("a", "d", ("b",)),
     ]
-    # a name the user gave must be there, or a typing error would go unnoticed
+    # a field that the user names must exist, or a typo would go unnoticed
     refused(path, ":1: no field 'tagret'", target_field="tagret")
 
 

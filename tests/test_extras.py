@@ -1,4 +1,4 @@
-"""What the base installation does without the packages of the extras, and what is said where they are missing."""
+"""What the base installation does without the packages of the extras, and the messages if they are missing."""
 
 import ast
 import builtins
@@ -26,11 +26,11 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 MODULES = {"pyyaml": "yaml"}
-"""Packages whose module has another name."""
+"""Packages whose module has a different name."""
 
 
 def imported_as(requirements):
-    """The modules that packages bring: most are called like their packages."""
+    """Return the modules that packages contain: most have the same name as their package."""
     names = {Requirement(line).name.replace("-", "_").lower() for line in requirements}
     return {MODULES.get(name, name) for name in names}
 
@@ -41,7 +41,7 @@ OPTIONAL -= imported_as(PROJECT["dependencies"])
 
 
 def use_without_extras(folder):
-    """Everything that the base installation is for, by a package that is imported anew and gets none of the extras."""
+    """Do everything the base installation is for, with a freshly imported package that gets none of the extras."""
     importing = builtins.__import__
 
     def import_(name, globals=None, *args, **kwargs):
@@ -73,7 +73,7 @@ def use_without_extras(folder):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_the_base_installation_needs_no_package_of_an_extra(tmp_path):
     process = multiprocessing.get_context("fork").Process(target=use_without_extras, args=(tmp_path,))
-    process.start()  # a fork, which has torch already, and whose modules are its own
+    process.start()  # a fork, which has torch already, and its own modules
     process.join(120)
     assert process.exitcode == 0
 

@@ -27,13 +27,13 @@ PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "every-method-on-eve
 ARCHITECTURES = ["gpt2", "llama", "mistral", "bert", "t5", "bart"]
 METHODS = ["prompt_tuning", "prefix_tuning"]
 SOUND: set[tuple[str, str]] = set()
-"""Checks that passed without a mutation, each with its method; those of `METHODS` are tests of their own."""
+"""Checks that passed without a mutation, each with its method; checks of `METHODS` are separate tests."""
 SUITES = {"promise": conformance_suite, "operation": operation_suite}
 
 
 @pytest.fixture(autouse=True)
 def more_methods():
-    """Those of the helpers: a branch beside attention, scores, and a mask of rows."""
+    """Register the methods of the helpers: a branch parallel to attention, scores, and a mask of rows."""
     more = {"branch": branch_method.READING, "scored": scored_method.PLUGIN, "masked": masked_method.READING}
     with registered(**more):
         yield
@@ -144,7 +144,7 @@ def halve_the_gradients_of_recomputed_layers(monkeypatch):
 def load_nothing(monkeypatch):
     def zeroed(self, *args, **kwargs):
         with torch.no_grad():
-            for parameter in self.parameters():  # what was never filled may hold what was freed there, all of it
+            for parameter in self.parameters():  # memory that was never filled may hold all the freed values
                 parameter.zero_()
 
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", zeroed)
@@ -273,7 +273,7 @@ CASES = [
     (keep_the_call_on_the_model, "operation_threads_that_train", ["prompt_tuning"], ["gpt2"]),
     (keep_the_call_on_the_model, "operation_threads_with", METHODS, ["llama"]),
 ]
-"""Mutation, the beginning of the check's name (with the value it is parametrised by), methods, architectures."""
+"""Mutation, the beginning of the check's name (with its parametrized value), methods, architectures."""
 
 
 def checks(beginning=""):
@@ -287,7 +287,7 @@ def checks(beginning=""):
 
 
 def table():
-    """Return the page's table: for each check the mutations that turn it red."""
+    """Return the page's table: for each check, the mutations that turn it red."""
     lines = ["| property | mutations that turn it red |", "| --- | --- |"]
     for name in checks():
         title = name.removeprefix("test_operation_")

@@ -1,4 +1,4 @@
-"""The notebooks of the docs run, and say what they show."""
+"""The notebooks of the docs run, and print what they show."""
 
 import asyncio
 import re
@@ -13,19 +13,19 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs").rglob("*.ipynb"))
 
 
 def said(cell):
-    """What a cell printed, and the value of its last line, as text; warnings and progress are left out."""
+    """Return what a cell printed, and the value of its last line, as text; warnings and progress are left out."""
     printed = [output["text"] for output in cell.outputs if output.get("name") == "stdout"]
     values = [output["data"]["text/plain"] for output in cell.outputs if output["output_type"] == "execute_result"]
     return printed + values
 
 
 def without_numbers(text):
-    """A text with runs of spaces as one: a number with another digit moves what stands after it."""
+    """Return a text without its numbers and with single spaces: a number with another digit moves what follows it."""
     return re.sub(r"[ ─━]+", " ", NUMBER.sub("…", text))
 
 
 def check_same(ran, shown):
-    """The words are equal; numbers may differ by a hundredth, as another machine rounds."""
+    """Check that the words are equal; numbers may differ by a hundredth, as other machines round differently."""
     assert [*map(without_numbers, ran)] == [*map(without_numbers, shown)]
     numbers, expected = ([float(number) for text in told for number in NUMBER.findall(text)] for told in (ran, shown))
     assert numbers == pytest.approx(expected, rel=0.01, abs=0.01)

@@ -1,4 +1,4 @@
-"""What users do with a model beside training it, on models of each kind in turns; the matrix has the others."""
+"""What users do with a model besides training it, on models of each kind in turns; the matrix covers the others."""
 
 import pytest
 from helpers.products import suite_in_turns

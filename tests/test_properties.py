@@ -17,9 +17,9 @@ ARCHITECTURES = ["llama", "gpt2", "gemma3", "bloom", "gptj", "bert", "t5", "bart
 """bloom and gptj are reached through their cache."""
 METHODS = ["prompt_tuning", "prefix_tuning", "p_tuning_v2"]
 WITH_GATES = ["llama", "gpt2", "gemma3"]
-"""Where gated tokens are not refused; `llama_adapter` makes them."""
+"""Architectures where gated tokens are not refused; `llama_adapter` makes them."""
 LENGTHS = [1, 2, 5, 8]
-"""Of prompts; gemma3's window is 6."""
+"""Lengths of prompts; gemma3's window is 6."""
 LONGEST_TEXT = 12
 SEEDS = st.integers(0, 1000)
 
@@ -43,7 +43,7 @@ batch = st.sampled_from(ARCHITECTURES).flatmap(batches)
 
 @functools.cache
 def subject(architecture):
-    """A model with a prompt of every method and length."""
+    """Return a model with a prompt of every method and length."""
     torch.manual_seed(0)
     model = tiny_model(architecture)
     for name in names(architecture):
@@ -62,7 +62,7 @@ def base(architecture):
 
 
 def decoder_text(rows):
-    """Of an encoder-decoder, another one in every row."""
+    """Return the text of an encoder-decoder's decoder, a different one in every row."""
     return torch.cat([random_text(DECODER_LENGTH, 300 + row) for row in range(rows)])
 
 

@@ -1,4 +1,4 @@
-"""Shapes in annotations are checked in the tests' calls, and are plain tensors where jaxtyping is not installed."""
+"""Shape annotations are checked in the tests' calls, and are plain tensors if jaxtyping is not installed."""
 
 import ast
 import importlib
@@ -27,14 +27,14 @@ ROOMS = [
     "text",
     "tokens",
 ]
-"""Where tensors are computed, and what is public; the others read, write and try them whatever their shape."""
+"""Where tensors are computed, and what is public; other modules read, write and try tensors of any shape."""
 WITHOUT_SHAPE = {
     "operations/blend.py: blend": "the weights may be any numbers, of which it says itself what is wrong with them"
 }
 
 
 def has_bare_tensor(annotation):
-    """Return whether an annotation says Tensor and no shape; named tensors have a shape each, and need to say none."""
+    """Return whether an annotation has Tensor without a shape; mappings of named tensors of any shape need none."""
     match annotation:
         case ast.Constant(value=str(text)):
             return has_bare_tensor(ast.parse(text, mode="eval").body)
@@ -48,7 +48,7 @@ def has_bare_tensor(annotation):
 
 
 def without_shape(source):
-    """Return the names of functions, and of fields of classes, that say Tensor and no shape."""
+    """Return the names of functions, and of fields of classes, whose annotations have Tensor without a shape."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):

@@ -1,4 +1,4 @@
-"""What `pyproject.toml` claims of transformers and peft is what `nox` tests, and what the docs say."""
+"""The versions of transformers and peft that `pyproject.toml` claims are those that `nox` tests and the docs name."""
 
 import importlib.util
 import re
@@ -22,7 +22,7 @@ def noxfile():
 
 
 def claims():
-    """Return `(oldest, first that is not tested)` by package, read from `pyproject.toml` without nox."""
+    """Return `(oldest, first untested)` by package, read from `pyproject.toml` without nox."""
     lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["peft"]
     found = [re.fullmatch(r"(transformers|peft)>=([\d.]+),<([\d.]+)", line) for line in lines]
     return {match[1]: (match[2], match[3]) for match in found if match}

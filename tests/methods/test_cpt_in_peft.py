@@ -102,7 +102,7 @@ def test_a_prompt_of_another_base_loads_merged(tmp_path):
 
 
 def test_pefts_default_types_load_merged(tmp_path):
-    """All tokens of type 1, with which PEFT's own loss is no number: good enough to use, not to train."""
+    """All tokens have type 1, for which PEFT's own loss is NaN: the prompt can be used, but not trained."""
     config = peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[7, 8])
     peft.get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path)
     model = zoo.load(tiny_model("llama"), tmp_path)

@@ -12,7 +12,7 @@ from softprompt_zoo.testing import tiny_model
 
 @pytest.mark.parametrize("around", [(), ("before",), ("behind",), ("before", "behind")])
 def test_the_loss_by_hand(around):
-    """Two examples, decay 0.5: weights 0.25, 0.5 and 1, divided by the number of tokens and not by the weights."""
+    """Two examples, decay 0.5: weights 0.25, 0.5 and 1, divided by the number of tokens, not the weights."""
     model = prompted(decay=0.5)
     for name in around:
         model.prompts.add(name, "prompt", num_virtual_tokens=2)
@@ -85,7 +85,7 @@ def test_a_batch_is_the_mean_of_its_rows():
 
 
 def test_training_in_slots_is_refused_and_reading_in_them_is_not():
-    """In the text the examples are read in another order than the one they are learned in."""
+    """In the text, the examples are read in a different order from the one they are trained in."""
     model = prompted()
     words = torch.tensor([[5, 9, 30, 41]])
     slots = torch.cat([torch.tensor([[-1]]), torch.arange(len(IDS))[None], torch.tensor([[-1, -1, -1]])], dim=1)

@@ -1,4 +1,4 @@
-"""Multitask prompt tuning from teachers: the losses of Wang et al. 2023 by hand, and what does not fit."""
+"""Multitask prompt tuning from teachers: the losses of Wang et al. 2023 by hand, and refused teachers."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks f
 
 
 def by_hand(architecture, embeddings, text, labels):
-    """Run the base model on embeddings: its loss, the logits and labels of its predictions, its states at text."""
+    """Run the base model on embeddings; return its loss, logits and labels of its predictions, and text states."""
     model = tiny_model(architecture)
     words = model.get_input_embeddings()(text)
     inputs = torch.cat([embeddings[None], words], dim=1)
@@ -47,7 +47,7 @@ def by_hand(architecture, embeddings, text, labels):
 
 
 def distance_by_hand(student, teacher, temperature):
-    """KL and mean squared distance of one row, written out."""
+    """Return the KL divergence and mean squared distance of one row, written out."""
     seen = student[2] != -100
     p = (teacher[1][seen] / temperature).softmax(-1)
     q = (student[1][seen] / temperature).softmax(-1)
@@ -204,7 +204,7 @@ def test_distillation_does_not_depend_on_padding():
     for side, extra in (("right", 0), ("right", 3), ("left", 2)):
         ids, mask = pad(TEXTS, side, extra)
         labels = ids.where(mask == 1, -100)
-        # The first text token has no prediction behind left padding, so it has no label here.
+        # After left padding, nothing predicts the first text token, so it has no label here.
         labels[torch.arange(3), mask.argmax(1)] = -100
         losses.append(subject.model(ids, attention_mask=mask, labels=labels, task_ids=[0, 1, 2]).loss.detach())
     torch.testing.assert_close(losses[1], losses[0])

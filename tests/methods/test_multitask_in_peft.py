@@ -1,4 +1,4 @@
-"""Multitask prompts in PEFT's files, both ways."""
+"""Multitask prompts written to and read from PEFT's files."""
 
 import json
 
@@ -23,7 +23,7 @@ def in_peft(architecture, folder):
 
 
 def run_peft(wrapped, architecture, ids, task_ids):
-    """PEFT's logits; it ignores `decoder_input_ids` of these prompts, so an encoder-decoder gets labels."""
+    """Return PEFT's logits; PEFT ignores `decoder_input_ids` for these prompts, so an encoder-decoder gets labels."""
     more = {"labels": decoder_labels(len(ids))} if architecture == "t5" else {}
     with torch.no_grad():
         logits = wrapped(input_ids=ids, attention_mask=torch.ones_like(ids), task_ids=task_ids, **more).logits

@@ -174,7 +174,7 @@ def test_tasks_beside_other_prompts_and_bare_rows():
     subject.disturb("more", 0.5)
     rows = ["default", None, "more", ["plain", "more"], "plain", ["default", "more"]]
     ids = torch.cat([random_text(6, seed) for seed in range(len(rows))])
-    task_ids = torch.tensor([2, -1, 4, 3, 99, 1])  # rows without tasks may say anything
+    task_ids = torch.tensor([2, -1, 4, 3, 99, 1])  # any value is allowed in rows without tasks
     batch = subject.logits(ids, prompts=rows, task_ids=task_ids)
     backbone, pieces = host.backbone, {"default": tokens_of(subject), "more": tokens_of(subject, "more")}
     for row, names in enumerate(rows):
@@ -214,7 +214,7 @@ def test_task_ids_may_be_narrow_integers_and_lists():
 
 
 def check_one_task_for_all_rows(architecture):
-    """PEFT spreads it so."""
+    """Check that a single task id applies to all rows, as in PEFT."""
     subject, ids = prompted(architecture), torch.cat([TEXT, TEXT.flip(1)])
     alone = torch.cat([subject.logits(row[None], task_ids=[1]) for row in ids])
     for given in ([1], torch.tensor([1])):

@@ -1,4 +1,4 @@
-"""Training multitask prompts: rates of their own, several data sets, batches of tasks."""
+"""Training multitask prompts: separate learning rates, several data sets, batches of tasks."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_factors_have_a_rate_of_their_own():
 
 
 def one_step(trainer, folder):
-    """How far Adam's first step moves each parameter: by its rate, whatever the gradient."""
+    """Return how far Adam's first step moves each parameter: by its learning rate, whatever the gradient."""
     subject = prompted()
     before = {name: parameter.detach().clone() for name, parameter in learned(subject).named_parameters()}
     texts = [random_text(8, seed)[0] for seed in range(6)]

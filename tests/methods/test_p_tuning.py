@@ -1,4 +1,4 @@
-"""P-tuning against PEFT's prompt encoder, the reference's sizes, and the start it promises."""
+"""P-tuning against PEFT's prompt encoder, the reference's sizes, and the promised start values."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ def built(model):
 
 
 def pefts_encoder(kind, size, tokens=5, dropout=0.0):
-    """PEFT's encoder with weights away from their start."""
+    """Return PEFT's encoder with weights that differ from its start values."""
     config = peft.PromptEncoderConfig(
         num_virtual_tokens=tokens,
         token_dim=HIDDEN,
@@ -47,7 +47,7 @@ def pefts_encoder(kind, size, tokens=5, dropout=0.0):
 
 
 def copy_weights(encoder, learned):
-    """Our parameters by the names of PEFT's."""
+    """Copy PEFT's weights into our parameters, translating the names."""
     names = {"embeddings": "embedding.weight"}
     state = encoder.state_dict()
     for key, value in learned.state_dict().items():
@@ -194,7 +194,7 @@ def test_wrong_options(options, text):
 @pytest.mark.parametrize("kind", ["lstm", "mlp"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "t5", "bart"])
 def test_pefts_files_load_as_a_merged_prompt(architecture, kind, tmp_path):
-    """They hold what its encoder makes; of an encoder-decoder twice the rows, of which the first count."""
+    """PEFT's files hold the encoder's output; for an encoder-decoder twice the rows, of which the first half counts."""
     base = Subject(architecture, tiny_model(architecture))
     plain = base.logits(TEXT)
     tasks = {"t5": "SEQ_2_SEQ_LM", "bart": "SEQ_2_SEQ_LM", "bert": "FEATURE_EXTRACTION"}

@@ -19,7 +19,7 @@ def attach(model=None, **options):
 
 
 def padded(ids, side, pad=0, extra=3):
-    """The same texts with padding, and the mask."""
+    """Return the same texts with padding, and the mask."""
     pads = torch.full((*ids.shape[:-1], extra), pad)
     parts = [(pads, torch.zeros_like(pads)), (ids, torch.ones_like(ids))]
     parts = parts if side == "left" else parts[::-1]
@@ -33,7 +33,7 @@ def test_the_head_is_trained_unless_told_otherwise():
 
 
 def test_random_start_is_the_references():
-    """Normal numbers of standard deviation 0.02, also in the net, whose biases are zero."""
+    """Values are normal with standard deviation 0.02, also in the network, whose biases are zero."""
     direct = attach(num_virtual_tokens=60, init="random").prompts["default"].learned.tables["encoder"]
     assert direct.embeddings.std().item() == pytest.approx(0.02, rel=0.05)
     assert direct.embeddings.mean().item() == pytest.approx(0, abs=1e-3)
@@ -66,7 +66,7 @@ def test_the_net_has_the_references_shapes():
 
 
 def test_the_prompt_starts_as_the_keys_and_values_of_words():
-    """Of an encoder: what a forward over these words computes at each layer's projections."""
+    """For an encoder: what a forward over these words computes in each layer's projections."""
     model = attach(num_virtual_tokens=3, init="text", init_text="w5 w6 w7", tokenizer=tiny_tokenizer())
     made = model.prompts["default"].learned.tables["encoder"]()
     base = classifier("sequence", "bert")
@@ -92,7 +92,7 @@ def test_parameter_count_of_bert_large():
 
 
 def test_each_slice_feeds_its_own_layer_only():
-    """The last layer's keys and values do not move the states that it reads; the first layer's move all behind it."""
+    """The last layer's keys and values do not change the states it reads; the first layer's change all later states."""
     model = attach(classifier("token", "bert"), train_head=False)
     ids = texts("token")
 
@@ -112,7 +112,7 @@ def test_each_slice_feeds_its_own_layer_only():
 
 
 def test_text_starts_behind_the_prompt_and_cls_is_pooled():
-    """By hand: BERT's own layers, fed positions k … k + n - 1 and the keys and values in front."""
+    """By hand: BERT's own layers, given positions k … k + n - 1 and the prompt's keys and values in front."""
     model = attach(classifier("sequence", "bert", implementation="eager"))
     disturb(model)
     ids = texts("sequence", rows=1)
@@ -140,7 +140,7 @@ def test_text_starts_behind_the_prompt_and_cls_is_pooled():
 @pytest.mark.parametrize(("task", "architecture"), CASES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(task, architecture, side):
-    """Wherever the base model has that property itself; a pooled [CLS] must stand first, so on the right."""
+    """Holds where the base model has this property; a pooled [CLS] must come first, so padding is on the right."""
     base = classifier(task, architecture)
     ids = texts(task)
     more, mask = padded(ids, side, base.config.pad_token_id)
@@ -155,14 +155,14 @@ def test_padding_changes_nothing(task, architecture, side):
         assert side == "left"
         counting = ("bert", "distilbert", "electra", "albert", "gpt2", "t5", "bart")
         assert task in ("sequence", "choice") or architecture in counting
-        if architecture != "gpt2":  # whose positions come from the mask once there is a prompt
+        if architecture != "gpt2":  # its positions come from the mask once there is a prompt
             return
     assert_equal(actual, expected, f"{side} padding")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_causal_model_pools_the_last_token_of_the_text(architecture):
-    """One more token behind the text changes what is pooled; a pad does not. The prompt shifts nothing."""
+    """Another token after the text changes what is pooled; padding does not. The prompt shifts nothing."""
     model = attach(classifier("sequence", architecture))
     disturb(model)
     token = attach(classifier("sequence", architecture), train_head=False)

@@ -20,7 +20,7 @@ def attach(architecture="llama", **options):
 
 
 def test_the_prefix_starts_as_the_keys_and_values_of_the_text():
-    """The cache of the base model after the text, layer by layer."""
+    """The start values are the base model's cache after the text, layer by layer."""
     _, prompt = attach(num_virtual_tokens=3, init="text", init_text="w5 w6 w7", tokenizer=tiny_tokenizer())
     base = tiny_model("llama")
     cache = base(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
@@ -104,7 +104,7 @@ def test_attention_by_hand():
 
 
 def test_three_sites_of_an_encoder_decoder():
-    """Each site alone moves the output; the encoder's states move only with the encoder's site."""
+    """Each site by itself changes the output; the encoder's states change only with the encoder's site."""
     base = tiny_model("bart")
     states = base.get_encoder()(TEXT).last_hidden_state
     plain = Subject("bart", base).logits(TEXT)
@@ -160,7 +160,7 @@ def test_always_visible_changes_nothing_without_windows():
 
 
 def test_parameter_count_of_gpt2_medium():
-    """10 tokens, direct: 24 layers of keys and values of 1,024 features."""
+    """10 tokens without a network: 24 layers of keys and values of 1,024 features."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Any two methods on one model keep the promises: neighbors in the list in turns, all pairs as slow tests."""
+"""Any two methods on one model keep the promises: neighbors in the list take turns, all pairs are slow tests."""
 
 import itertools
 from types import MappingProxyType
@@ -45,12 +45,12 @@ KINDS = {
     "multitask_prompt_tuning": (3, 7),
     "p_tuning": (2, 3, 5, 8),
 }
-"""Methods to the lengths of their prompts, five different ones among them all and more."""
+"""Methods to the lengths of their prompts; more than five of them are different."""
 ROWS = 16
 
 
 def sixteen(architecture):
-    """A model with sixteen different prompts of four methods."""
+    """Return a model with sixteen different prompts of four methods, and their names."""
     torch.manual_seed(3)
     model = None
     names = []
@@ -69,7 +69,7 @@ def sixteen(architecture):
 
 
 def texts_of(lengths):
-    """Left-padded texts of these lengths, with their mask."""
+    """Return left-padded texts of these lengths, with their mask."""
     longest = max(lengths)
     ids, mask = torch.zeros(len(lengths), longest, dtype=torch.long), torch.zeros(len(lengths), longest)
     for row, length in enumerate(lengths):
@@ -154,7 +154,7 @@ def test_prompts_that_leave_no_room_together_are_refused_before_anything_changes
 
 def test_stacks_with_positions_of_their_own_do_not_add_up():
     model = zoo.combine(long("prompt_tuning", "a"), long("prefix_tuning", "b"))(tiny_model("bart"))
-    text = random_text(24, 1)  # as long as the encoder has room behind one prompt, and the decoder behind the other
+    text = random_text(24, 1)  # as long as fits in the encoder after one prompt, and in the decoder after the other
     assert model(input_ids=text, decoder_input_ids=text).logits.shape[1] == 24
 
 

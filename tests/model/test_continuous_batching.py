@@ -1,4 +1,4 @@
-"""Continuous batching is refused with a way on, and the model works afterwards."""
+"""Continuous batching is refused with an alternative, and the model works afterwards."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ def test_every_way_in_is_refused_and_changes_nothing(call, method):
 def test_the_check_notices_that_nothing_is_refused(call, monkeypatch):
     model = Subject.prompted("llama", "prefix_tuning", {"num_virtual_tokens": 4}).model
     monkeypatch.delattr(generation.PromptedGeneration, "init_continuous_batching")
-    with pytest.raises(ValueError, match="softprompt_zoo_sdpa"):  # what transformers says by itself
+    with pytest.raises(ValueError, match="softprompt_zoo_sdpa"):  # transformers' own message
         check_is_refused(call, model)
 
 
@@ -50,7 +50,7 @@ def check_is_refused(call, model):
     reason="this transformers cannot be told to take little memory",
 )
 def test_the_way_on_writes_the_same_text(tmp_path):
-    """A small cache is asked for: the default takes most of the memory."""
+    """The test asks for a small cache because the default takes most of the memory."""
     model = Subject.prompted("llama", "prompt_tuning", {"num_virtual_tokens": 4}).model
     expected = model.generate(TEXT, generation_config=PLAIN)[0, TEXT.shape[1] :]
     zoo.export(model, tmp_path, to="vocabulary", tokenizer=tiny_tokenizer())

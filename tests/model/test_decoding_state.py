@@ -1,6 +1,6 @@
-"""How long built prompts live: as long as the text they were built for, and no change is missed by the next one.
+"""The lifetime of built prompts: as long as the text they were built for; the next text sees every change.
 
-The oracle is the base model on real tokens. It computes them once per text, with what it is at that moment, and keeps
+The oracle is the base model on real tokens. It computes them once per text, in its state at that moment, and keeps
 them in the text's cache.
 """
 
@@ -189,7 +189,7 @@ def inner_training(model, is_training, dropout):
 
 
 def keep_for_good(monkeypatch):
-    """Undo what is tested: every text goes on with the first one's prompts."""
+    """Undo what is tested: every text continues with the prompts of the first text."""
     first = decoding_state.DecodingState(None)
     monkeypatch.setattr(resolve, "_text_of", lambda prompts, cache: (None, first))
 

@@ -1,4 +1,4 @@
-"""`prompts.disabled()` is the base model where it is entered, and nowhere else."""
+"""`prompts.disabled()` gives the base model where it is entered, and nowhere else."""
 
 import asyncio
 import contextlib
@@ -216,7 +216,7 @@ def test_tasks_of_one_thread_keep_their_prompts(architecture, method, is_compile
 
 
 class ThreadWide:
-    """A context variable that is not one: all tasks see what one of them has set."""
+    """A fake context variable: all tasks see what any one of them has set."""
 
     def __init__(self):
         self.value = ()
@@ -242,7 +242,7 @@ def test_the_check_of_tasks_notices_what_is_set_for_all_of_them(is_compiled, mon
 
 @compiled_or_not
 def test_a_context_may_be_left_in_another_thread(workers, is_compiled):
-    """As web frameworks do, which run the two halves of a dependency wherever a thread is free."""
+    """As in web frameworks, which run the two halves of a dependency in whichever thread is free."""
     subject = prompted(method="prefix_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
     run = runner(subject, is_compiled)

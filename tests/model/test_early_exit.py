@@ -1,4 +1,4 @@
-"""`assistant_early_exit`: the model's first layers draft, all layers check, and the text is that without a draft."""
+"""`assistant_early_exit`: the first layers draft, all layers check, and the text is the same as without a draft."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ def written(subject, **options):
 
 
 def needs_early_exit(architecture):
-    """Skip where the base model itself fails: with windows in transformers 5.15."""
+    """Skip if the base model itself fails, as it does with windows in transformers 5.15."""
     try:
         written(Subject(architecture, tiny_model(architecture)), assistant_early_exit=1)
     except (RuntimeError, TypeError) as error:
@@ -30,7 +30,7 @@ def needs_early_exit(architecture):
 
 
 def check_early_exit(architecture, method, **options):
-    """As the model's first call, so that nothing is kept that all layers have made."""
+    """Check early exit in the model's first call, when nothing computed by all layers has been kept yet."""
     subject = Subject.prompted(architecture, method, {"num_virtual_tokens": 4})
     expected = written(Subject.prompted(architecture, method, {"num_virtual_tokens": 4}), **options)
     layers = subject.model.config.num_hidden_layers
@@ -56,7 +56,7 @@ def test_the_check_notices_a_pass_through_the_first_layers(monkeypatch):
 
 
 def drafts_seen(monkeypatch, subject, **options):
-    """The rows' prompts of each pass over the text that the first layers make."""
+    """Return the prompts of the rows in each pass of the first layers over the text."""
     seen = []
     run = resolve.resolve
 

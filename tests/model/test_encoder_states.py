@@ -1,4 +1,4 @@
-"""States of an encoder given back to its decoder: the same logits as in one forward, or a refusal."""
+"""Encoder states passed back to the decoder: the same logits as in one forward, or a refusal."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_the_check_notices_states_without_virtual_positions(monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["t5", "bart", "t5gemma"])
 def test_states_of_the_encoder(architecture):
-    """As they come, copied, and without a mask."""
+    """States are given as the encoder returns them, copied, and without a mask."""
     subject, text = subject_of(architecture), TEXTS[0].expand(2, -1)
     expected = subject.logits(text, decoder_input_ids=ANSWER)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The first attaching in a process waits for nothing that only files, banks and other operations need."""
+"""The first attach in a process imports nothing that only files, banks and other operations need."""
 
 CODE = """
 import sys

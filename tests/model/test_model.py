@@ -134,7 +134,7 @@ def test_combined_methods_stand_in_order():
 
 
 def test_two_combined_prompts_of_real_tokens_are_one_text():
-    """Input-level tokens see what stands before them, as real tokens would."""
+    """Input-level tokens see what precedes them, as real tokens would."""
     base = Subject("llama", tiny_model("llama"))
     first, second = random_text(3, 5), random_text(4, 6)
     expected = base.logits(torch.cat([first, second, TEXT], 1))[:, 7:]

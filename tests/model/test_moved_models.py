@@ -1,4 +1,4 @@
-"""Models that are copied, pickled, moved, resized or compiled keep their prompts, and later prompts follow them."""
+"""Models that are copied, pickled, moved, resized or compiled keep their prompts, and prompts added later follow."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""A training that would train nothing is told at its first step, or before; others hear nothing."""
+"""A run that would train nothing is reported at its first step or earlier; other runs are not."""
 
 import contextlib
 import re
@@ -25,7 +25,7 @@ def nobody_else():
 
 @pytest.fixture
 def frozen(tmp_path, request):
-    """Loads a prompt frozen, of several methods and families."""
+    """Return a function that loads a frozen prompt of a given method onto a given architecture."""
 
     def load(architecture="llama", method="prompt_tuning", **options):
         zoo.get_method(method)(tiny_model(architecture), num_virtual_tokens=3).save_pretrained(tmp_path / "saved")
@@ -41,7 +41,7 @@ def train(model, folder, trainer=Trainer, **options):
 
 
 def is_told(run, message=FROZEN, error=(zoo.UnsupportedError, RuntimeError)):
-    """Whether a run ends, and a warning or its error says why."""
+    """Check that a run fails, and that a warning or its error says why."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with pytest.raises(error) as raised:
@@ -51,7 +51,7 @@ def is_told(run, message=FROZEN, error=(zoo.UnsupportedError, RuntimeError)):
 
 
 def step_by_hand(model, checkpointing=False, labels=True):
-    """One step in a loop of one's own, over all parameters."""
+    """Take one step in a hand-written loop, over all parameters."""
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()

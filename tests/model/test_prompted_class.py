@@ -1,4 +1,4 @@
-"""What `type(model)` of a prompted model makes, as EMA helpers and trainers of reference models write it."""
+"""Models made with `type(model)` of a prompted model, as EMA helpers and trainers with reference models do."""
 
 import pytest
 import torch

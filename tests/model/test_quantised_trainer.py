@@ -1,4 +1,4 @@
-"""Trainer takes a prompted model on a quantised base, where the quantizer says that it can be trained."""
+"""Trainer accepts a prompted model on a quantized base if the quantizer says that it can be trained."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ IDS = torch.arange(4, 10).repeat(4, 1)
 
 
 class Quantizer(HfQuantizer):
-    """As much of a quantizer as a model is asked about."""
+    """As much of a quantizer as is read from a model."""
 
     def __init__(self, is_trainable):
         self.trains = is_trainable
@@ -35,7 +35,7 @@ class Quantizer(HfQuantizer):
 
 
 def quantised(is_trainable=True):
-    """A model that says that it is quantised."""
+    """Return a model that claims to be quantized."""
     model = tiny_model("llama")
     model.is_quantized, model.hf_quantizer = True, Quantizer(is_trainable)
     return model
@@ -45,7 +45,7 @@ prompted = functools.partial(attached, method="prompt_tuning", num_virtual_token
 
 
 def trains(model, folder, trainer=Trainer):
-    """Whether Trainer trains the prompt, and saves it."""
+    """Check that Trainer trains the prompt and saves it."""
     before = model.prompts["default"].learned.embeddings.detach().clone()
     arguments = TrainingArguments(folder, max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True, save_steps=2)
     rows = [{"input_ids": row, "labels": row} for row in IDS]
@@ -95,7 +95,7 @@ def test_without_that_answer_it_is_red(monkeypatch, tmp_path):
 
 
 class Packing(torch.nn.Linear):
-    """Packs its weights in the first forward in eval mode without gradients, as bitsandbytes does on some CPUs."""
+    """A layer that packs its weights in its first eval forward without gradients, as bitsandbytes on some CPUs."""
 
     @classmethod
     def put_into(cls, model):
@@ -131,7 +131,7 @@ def gradient(model):
 
 
 def has_its_gradients(answer_first):
-    """Whether gradients are the unquantised model's: after attaching, after an answer of the base, of the model."""
+    """Check for the unquantized model's gradients after attaching, and after answers of the base and of the model."""
     expected = gradient(prompted(tiny_model("llama")).train())
     model = Packing.put_into(quantised())
     if answer_first:

@@ -1,4 +1,4 @@
-"""What is wrong with a model, options or names is said before anything changes."""
+"""Problems with a model, its options or names are reported before anything changes."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def fingerprint(model):
 
 @pytest.fixture
 def untouched():
-    """A model, and the check that nothing about it has changed."""
+    """Yield a model, and check afterwards that nothing about it has changed."""
     model = tiny_model("llama")
     logits = Subject("llama", model).logits(TEXT)
     before = fingerprint(model)
@@ -123,7 +123,7 @@ def test_wrong_prompts_arguments():
         subject.model.generate(ids, attention_mask=mask, prompts=["default"], max_new_tokens=2)
     for wrong in ({"prompts": [None, "default"]}, {"prompts": []}, {"task_ids": [0, 0]}):
         with pytest.raises(ValueError, match=r"has [02] entries for a batch of 1 rows"):
-            subject.model.generate(bos_token_id=1, max_new_tokens=2, **wrong)  # it begins one row itself
+            subject.model.generate(bos_token_id=1, max_new_tokens=2, **wrong)  # generate starts one row by itself
     with pytest.raises(ValueError, match="each prompt may occur in it only once"):
         subject.logits(TEXT, prompts=[["default", "default"]])
     with pytest.raises(TypeError, match="expected a prompt's name, a list of names, or None"):

@@ -1,4 +1,4 @@
-"""Removing the active prompt activates another one, and says so; renaming changes a name and nothing else."""
+"""Removing the active prompt activates another and says so; renaming changes a name and nothing else."""
 
 import warnings
 
@@ -27,7 +27,7 @@ def logits(model, **arguments):
 
 
 def another_is_active(model):
-    """Whether the first prompt that is left acts when the active one is removed."""
+    """Check that the first remaining prompt acts when the active one is removed."""
     expected = logits(model, prompts="prefix_tuning")
     with pytest.warns(UserWarning, match="prompt 'default' was active and is removed; 'prefix_tuning' is active now"):
         model.prompts.remove("default")

@@ -66,7 +66,7 @@ def test_the_head_is_what_stands_outside_the_backbone(task, architecture):
 def test_what_predicts_words_is_no_task_head(architecture):
     with pytest.raises(zoo.UnsupportedError, match="has no task head"):
         zoo.get_method("prefix_tuning")(tiny_model(architecture), num_virtual_tokens=4, train_head=True)
-    model = zoo.get_method("p_tuning_v2")(tiny_model(architecture), num_virtual_tokens=4)  # trains one by default
+    model = zoo.get_method("p_tuning_v2")(tiny_model(architecture), num_virtual_tokens=4)  # trains a head by default
     assert model.prompts["default"].head is None
     assert not any(".head." in key for key in model.state_dict() if key.startswith("prompts."))
 

@@ -125,7 +125,7 @@ def test_batches_with_other_shares_of_first_labels_weigh_by_their_other_labels()
     counted = torch.tensor(2 + 8)
     sums = [model(input_ids=text, labels=text, num_items_in_batch=counted).loss for text in texts]
     torch.testing.assert_close(sum(sums), (2 * means[0] + 8 * means[1]) / 10)
-    one_label = texts[0][:, :1]  # Trainer counts none of it, so there is nothing to weigh it by
+    one_label = texts[0][:, :1]  # Trainer counts no labels in it, so there is nothing to weight it by
     mean = model(input_ids=one_label, labels=one_label).loss
     for number in (0, torch.tensor(4)):
         loss = model(input_ids=one_label, labels=one_label, num_items_in_batch=number).loss
@@ -151,7 +151,7 @@ def _accumulating(model, folder, batch, accumulate):
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
 def test_label_smoothing_is_the_base_models_formula_on_our_logits(method, tmp_path):
-    """Trainer takes it of the logits of the text, which have none for what the last virtual token predicts."""
+    """Trainer computes it from the logits of the text, which do not include the last virtual token's prediction."""
     model, factor = attached("llama", method), 0.2
     batch = [row["input_ids"] for row in rows("llama", 2)]
 
@@ -170,7 +170,7 @@ def test_label_smoothing_is_the_base_models_formula_on_our_logits(method, tmp_pa
 
 
 def test_a_methods_own_loss_without_labels_is_warned_of(tmp_path):
-    """Label smoothing keeps the labels to itself, so such a method would be trained on another loss."""
+    """Label smoothing hides the labels from the model, so such a method would be trained on a different loss."""
     method = zoo.get_method("cpt")
     options = {"token_ids": (5, 11, 12, 6, 21, 7), "token_types": (1, 2, 2, 3, 4, 0)}
     model = method(tiny_model("llama"), **options)

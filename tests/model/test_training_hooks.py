@@ -1,4 +1,4 @@
-"""Optional hooks: a loss of the method's own, a correction after an optimizer's step, groups of parameters."""
+"""Optional hooks: a method's own loss, a correction after an optimizer step, groups of parameters."""
 
 import copy
 import dataclasses
@@ -251,7 +251,7 @@ PARTS = {name: getattr(prompt_tuning, name) for name in ("Config", "Parameters",
 
 
 def learning(**hooks):
-    """A model in training mode with a prompt of prompt tuning that has these optional hooks."""
+    """Return a model in training mode whose prompt is prompt tuning with these optional hooks."""
     zoo.register(types.SimpleNamespace(**PARTS, **hooks), "learning")
     try:
         return zoo.get_method("learning")(tiny_model("llama"), num_virtual_tokens=4).train()

@@ -1,4 +1,4 @@
-"""A newcomer who follows one forward can: it goes through few files and functions."""
+"""A newcomer can follow one forward: it goes through few files and functions."""
 
 import torch
 from helpers.walk import walk

@@ -1,4 +1,4 @@
-"""Loading base model and prompts in one call, and reading a folder's metadata without a model."""
+"""Loading a base model and its prompts in one call, and reading a folder's metadata without a model."""
 
 import json
 
@@ -34,7 +34,7 @@ def run(model):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "way"),  # to PEFT, BERT is a model without a head over words
+    ("architecture", "way"),  # PEFT treats BERT as a model without a language modeling head
     [*[(name, way) for name in ("llama", "t5") for way in ("save_pretrained", "export")], ("bert", "save_pretrained")],
 )
 def test_base_and_prompt_come_in_one_call(architecture, way, tmp_path):
@@ -56,7 +56,7 @@ def test_a_classifier_and_its_prompt_come_in_one_call(task, way, tmp_path):
 
 
 def theirs(folder, modules=None, resized=False):
-    """PEFT's prompt with every number of it and of the modules moved, and what PEFT's own one call gives."""
+    """Save a PEFT prompt and modules with all of their numbers changed; return what PEFT's own model gives."""
     base = saved_base(folder / "base", tiny_model("llama"))
     if resized:
         torch.manual_seed(7)
@@ -173,7 +173,7 @@ def test_folders_of_peft_and_for_engines_are_described(tmp_path):
 
 
 def test_a_config_is_read_in_no_time(tmp_path):
-    """Neither numbers nor plugins: the tensors' file may be away, and the method not installed."""
+    """No numbers or plugins are read: the file of tensors may be missing, and the method not installed."""
     theirs(tmp_path)
     path = tmp_path / "prompt" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "TELEPATHY"}))

@@ -1,4 +1,4 @@
-"""Blends are prompts like others: saved, loaded, mixed, copied; what cannot be blended or added is refused."""
+"""Blends are prompts like any others: saved, loaded, mixed, copied; what cannot be blended or added is refused."""
 
 import copy
 import math
@@ -184,7 +184,7 @@ def test_what_cannot_be_added_changes_nothing():
     narrow = prompted("opt_narrow", "prompt_tuning")
     with pytest.raises(zoo.BackboneMismatchError, match="hidden_size"):
         narrow.prompts.add("more", a)
-    alone = copy.deepcopy(a)  # belongs to no model, so its own sizes must tell
+    alone = copy.deepcopy(a)  # belongs to no model, so only its own sizes can tell
     assert alone.backbone is None
     with pytest.raises(zoo.BackboneMismatchError, match=r"\(4, 32\)"):
         narrow.prompts.add("more", alone)

@@ -1,4 +1,4 @@
-"""Blends are the sums, turns and rows that their names say."""
+"""Blends compute the sums, rotations and concatenations that their names say."""
 
 import math
 from fractions import Fraction

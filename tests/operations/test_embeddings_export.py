@@ -1,4 +1,4 @@
-"""Prompts as bare embeddings, for engines that take them."""
+"""Prompts exported as bare embeddings, for engines that accept them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Folding: a combination of prompts as one plain prefix, by what it does here and in PEFT."""
+"""Folding: a combination of prompts as one plain prefix, which has the same effect here and in PEFT."""
 
 import peft
 import pytest
@@ -15,7 +15,7 @@ TEXTS = [random_text(length, length) for length in LENGTHS]
 
 
 def prompted(architecture, **methods):
-    """A model with prompts by name: the method's name and its options."""
+    """Return a model with prompts; each keyword gives a prompt's method and options."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(3)
         model = tiny_model(architecture)
@@ -112,7 +112,7 @@ def test_always_visible_is_kept_or_refused():
     )
     plain = prompted("llama", a=("prefix", options), words=("prompt", {"num_virtual_tokens": 2}))
     expected = plain.logits(TEXT)
-    zoo.fold(plain.model)  # there are no windows to be in sight of
+    zoo.fold(plain.model)  # there are no windows that could hide it
     assert_equal(plain.logits(TEXT), expected, "without windows")
 
 

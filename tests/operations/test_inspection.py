@@ -1,4 +1,4 @@
-"""What `inspect` shows, held to arithmetic and to the base model's own attention."""
+"""What `inspect` shows, checked against arithmetic and the base model's own attention."""
 
 import re
 
@@ -37,7 +37,7 @@ def test_the_nearest_words_of_words_are_themselves(architecture, nearest_by):
 
 @pytest.mark.parametrize("nearest_by", ["cosine", "distance"])
 def test_neighbours_norms_and_similarities_are_those_of_the_table(nearest_by, monkeypatch):
-    monkeypatch.setattr("softprompt_zoo.operations.inspect.ROWS_AT_ONCE", 30)  # of 101, to be put together
+    monkeypatch.setattr("softprompt_zoo.operations.inspect.ROWS_AT_ONCE", 30)  # of 101, to join several parts
     model = prompted("llama", "prompt_tuning")
     found = zoo.inspect(model, "a", neighbours=7, nearest_by=nearest_by)["a"]
     table, tokens = model.get_input_embeddings().weight, model.prompts["a"].learned.embeddings.detach()
@@ -88,7 +88,7 @@ def test_mass_and_the_texts_weights_add_to_one(architecture, method, side):
         pytest.skip("the base model returns no attentions in this version of transformers")
     for site, weights in attentions(model, output).items():
         if site not in found.shares:
-            assert (method, site) == ("prompt_tuning", "decoder")  # an encoder-decoder's
+            assert (method, site) == ("prompt_tuning", "decoder")  # of an encoder-decoder
             continue
         is_second = site != "encoder" and model.prompts.backbone.family == "encoder_decoder"
         ones = torch.ones(len(LENGTHS), weights[0].shape[2], dtype=torch.bool)
@@ -107,7 +107,7 @@ def test_real_tokens_get_what_the_base_model_gives_them(architecture, keys_value
         states = model.prompts.backbone.keys_values(torch.tensor(WORDS))
         model.prompts.add("keys", "prefix_tuning", num_virtual_tokens=4)
         model.prompts["keys"].learned = PlainTokens(states.tensors())
-    text = random_text(4, 5)  # as long as the prompt, so that its own pass has the shape of the text's
+    text = random_text(4, 5)  # as long as the prompt, whose own pass then has the same shape as the text's
     found = zoo.inspect(model, "keys" if keys_values else "a", inputs={"input_ids": text})
     base = tiny_model(architecture, implementation="eager")
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_a_bidirectional_model_gives_real_tokens_the_same():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_several_prompts_share_the_attention_in_their_order(architecture):
-    """What two prompts get together is what their concatenation gets, token by token."""
+    """Two prompts together get the attention that their concatenation gets, token by token."""
     model = prompted(architecture, "prefix_tuning", (4, 2, 1))
     model.prompts.add("ba", zoo.blend([model.prompts["b"], model.prompts["a"]], how="concatenate"))
     text = batch(model)
@@ -209,7 +209,7 @@ def test_gated_prompts_show_their_gates_and_take_nothing_of_the_texts_attention(
     sizes = found["a"].gates["decoder"]
     assert sizes[0] == 0
     assert float(sizes[1]) == pytest.approx(float(model.prompts["a"].learned.gates.detach().tanh().abs().mean()))
-    # The first layer comes before the gate, so what the prefix gets there is what it gets alone.
+    # The first layer comes before the gate, so the prefix gets the same attention there as alone.
     torch.testing.assert_close(found["prefix"].attention.shares["decoder"][0], alone[0])
     assert "gate" in str(found)
 
@@ -284,7 +284,7 @@ def test_tables_pictures_and_pages(tmp_path):
     model.prompts.activate("a", "keys")
 
     class Awkward:
-        """Words that markup, mathematics and fonts could trip over."""
+        """A tokenizer with words that markup, mathematics and fonts could trip over."""
 
         def decode(self, ids):
             return {5: "[red]", 17: "<b>$x_", 30: "\n", 99: "日本"}.get(ids[0], "")

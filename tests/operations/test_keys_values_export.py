@@ -46,7 +46,7 @@ def prompted(architecture="llama", methods=KINDS["both"], seed=3):
 
 
 def cache_of(folder, config):
-    """What an engine does with the file."""
+    """Load the file into a cache, as an engine does."""
     tensors = load_file(folder / "prefix.safetensors")
     cache = DynamicCache(config=config)
     depth = config.get_text_config().num_hidden_layers
@@ -59,7 +59,7 @@ def cache_of(folder, config):
 
 
 def behind(base, cache, count, texts):
-    """Logits of texts, one after the other, behind what a cache holds."""
+    """Return the logits of texts, one after another, that follow what a cache holds."""
     found = []
     with torch.no_grad():
         for text in texts:
@@ -147,7 +147,7 @@ def test_the_file_says_what_it_is_and_for_which_model(tmp_path):
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_what_the_readme_says_runs(architecture, tmp_path):
     model, text = prompted(architecture), TEXT[:1]
-    options = {"max_new_tokens": 12, "do_sample": False}  # which is past the window
+    options = {"max_new_tokens": 12, "do_sample": False}  # which goes past the window
     expected = model.generate(text, attention_mask=torch.ones_like(text), **options)[0, text.shape[1] :]
     zoo.export(model, tmp_path / "kv", to="kv")
     readme = (tmp_path / "kv" / "README.md").read_text()
@@ -276,7 +276,7 @@ def test_another_model_does_not_load_it(tmp_path):
 
 
 def rewritten(folder, change):
-    """Change the tensors and the header, with a checksum that is right."""
+    """Change the tensors and the header, and write a correct checksum."""
     path = folder / "prefix.safetensors"
     with safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()["softprompt_zoo_prefix"])

@@ -53,7 +53,7 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     taken = tokenizer(words=90)
     taken.add_tokens(["<|soft_alice_0|>"])
     refused(model, tmp_path, zoo.UnsupportedError, "has a token '<|soft_alice_0|>' already", tokenizer=taken)
-    vocabulary = {"[unk]": 0, "w5": 5}  # four tokens more get the ids 2 to 5
+    vocabulary = {"[unk]": 0, "w5": 5}  # four more tokens get the ids 2 to 5
     gaps = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[unk]")))
     refused(model, tmp_path, zoo.UnsupportedError, "a new token the id 5, which another token has", tokenizer=gaps)
     model.prompts.activate()

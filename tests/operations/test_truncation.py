@@ -1,4 +1,4 @@
-"""Truncation keeps the tokens that it is asked for; similarity finds the nearest prompt."""
+"""Truncation keeps the tokens it is asked for; similarity finds the nearest prompt."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_truncation_keeps_the_weight(method):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5"])
 def test_truncation_keeps_the_tokens_that_carry_the_attention(architecture):
-    """The order is that of `inspect`, whose numbers test_inspection.py holds to the base model's."""
+    """The order is that of `inspect`, whose numbers test_inspection.py checks against the base model's."""
     model = prompted(architecture, "prefix_tuning", (5, 1, 1))
     states = model.prompts["a"].merged_tokens(model.prompts.backbone)
     text = batch(model)
@@ -48,7 +48,7 @@ def test_truncation_keeps_the_tokens_that_carry_the_attention(architecture):
 
 
 def test_truncation_keeps_planted_tokens():
-    """Two tokens whose keys are the mean query of the text, large; the others' are zero."""
+    """Two tokens have large keys, with the sign that gets more of the attention; the others' keys are zero."""
     model = prompted("llama", "prefix_tuning", (5, 1, 1))
     text = batch(model, "right")
     site = model.prompts["a"].merged_tokens(model.prompts.backbone).sites["decoder"]
@@ -102,7 +102,7 @@ def test_similarity_is_the_papers():
         float(functional.cosine_similarity(torch.tensor([0.5, 1.5]), torch.tensor([1.0, 0.0]), dim=0)), abs=1e-6
     )
     assert zoo.similarity(a, a) == pytest.approx(1, abs=1e-6)
-    for seed in range(20):  # rounding may not lead beyond
+    for seed in range(20):  # rounding must not push it above 1
         rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed)).tolist()
         one = plain(model, "a", rows)
         assert 0.999 < zoo.similarity(one, one) <= 1

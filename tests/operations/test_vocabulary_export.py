@@ -1,4 +1,4 @@
-"""Prompts as tokens of an ordinary checkpoint: what a process without this package finds there."""
+"""Prompts exported as tokens of an ordinary checkpoint, and what a process without this package finds there."""
 
 import json
 import subprocess
@@ -41,12 +41,12 @@ save_file(found, f"{sys.argv[1]}/found.safetensors")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Checkpoints of all models, and what a process without this package finds in them."""
+    """Return the folder of all models' checkpoints and of what a process without this package finds in them."""
     place = tmp_path_factory.mktemp("exported")
     for name in MODELS:
         export(prompted(name), place / name, name=["alice", "bob"])
     code = f"SENTENCE, LENGTH, STEPS = {SENTENCE!r}, {TEXT.shape[1]}, {STEPS}\n" + FRESH
-    # In the folder of the models, from where this package is not found by chance.
+    # Run in the folder of the models, where this package cannot be found by chance.
     result = subprocess.run(
         [sys.executable, "-c", code, str(place), *MODELS], cwd=place, capture_output=True, text=True
     )
@@ -140,12 +140,12 @@ def test_a_tied_model_never_samples_a_soft_token(exported, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_output_rows_lose_whatever_the_hidden_state(exported, name):
-    """Without any help from `generate`: other engines have the rows alone."""
+    """Without any help from `generate`: other engines have only the rows."""
     model = AutoModelForCausalLM.from_pretrained(exported / name)
     head, table = model.get_output_embeddings(), model.get_input_embeddings().weight
     torch.manual_seed(0)
     states = torch.randn(100_000, head.weight.shape[1])
-    # And states that favour a soft token as far as any can.
+    # Add states that favor a soft token as much as any can.
     states = torch.cat([states, head.weight.detach(), 10 * head.weight.detach(), table.detach()])
     logits = head(states)
     assert (logits[:, VOCABULARY:].amax(1) < logits[:, :VOCABULARY].amax(1)).all()

@@ -1,4 +1,4 @@
-"""What becomes tokens: active prompts, tasks, half precision; behind which template and table, in which files."""
+"""What becomes tokens: active prompts, tasks, half precision; with which template and table, in which files."""
 
 import copy
 

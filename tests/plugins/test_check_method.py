@@ -1,4 +1,4 @@
-"""`check_method`: the promises in one line, with a summary that says what is not kept."""
+"""`check_method`: the promises checked in one line, with a summary of those that are not kept."""
 
 import os
 
@@ -11,7 +11,7 @@ from softprompt_zoo.testing import check_method
 
 
 class Growing:
-    """A prompt that is another one in every forward."""
+    """A method whose prompt changes with every forward."""
 
     NAME = "growing"
     Config = zoo.MethodConfig

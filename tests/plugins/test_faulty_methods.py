@@ -15,7 +15,7 @@ PARTS = {name: getattr(prompt_tuning, name) for name in ("Config", "Parameters",
 
 
 def building(make):
-    """The hook that builds what `make` makes of config and parameters."""
+    """Return a hook that builds the tokens that `make` computes from config and parameters."""
 
     @zoo.hookimpl
     def build_virtual_tokens(config, parameters):
@@ -41,7 +41,7 @@ def keeps_its_first_tokens(config, parameters):
 
 
 class ForgetsItsScale(prompt_tuning.Parameters):
-    """The scale is no buffer, and so it is not saved."""
+    """Parameters whose scale is not a buffer, and so is not saved."""
 
     def initialize(self, config, backbone):
         super().initialize(config, backbone)

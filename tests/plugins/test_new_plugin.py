@@ -1,4 +1,4 @@
-"""`new-plugin` writes a package that works at once, from the template that lies under `plugins/`."""
+"""`new-plugin` writes a package that works at once, from the template under `plugins/`."""
 
 import subprocess
 import tomllib
@@ -66,7 +66,7 @@ def test_a_new_package_keeps_promises(package, monkeypatch):
 
 @pytest.mark.slow
 def test_the_tests_of_a_new_package_pass_at_once(package, tmp_path):
-    """Installed as pip does it, into a folder of its own."""
+    """The package is installed by pip, into its own folder."""
     done = run("-m", "pip", "install", *PIP, str(tmp_path / "site"), str(package))
     assert done.returncode == 0, done.stderr
     listed = run("-m", "softprompt_zoo", "plugins", "--check", site=tmp_path / "site")

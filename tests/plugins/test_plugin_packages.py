@@ -1,4 +1,4 @@
-"""The packages under plugins/, installed by pip into a folder of their own, used, tested and gone again."""
+"""The packages under plugins/: installed by pip into their own folder, used, tested and removed."""
 
 import ast
 import json
@@ -21,13 +21,13 @@ PROJECTS = {path.name: tomllib.loads((path / "pyproject.toml").read_text("utf-8"
 METHODS = {
     name: next(iter(project["entry-points"]["softprompt_zoo"]))
     for name, project in PROJECTS.items()
-    if "softprompt_zoo" in project["entry-points"]  # the others bring an engine
+    if "softprompt_zoo" in project["entry-points"]  # the others support an engine
 }
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """All packages, installed from copies: a build leaves files beside its sources."""
+    """Install all packages from copies, because a build leaves files next to its sources."""
     sources, site = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("site")
     for path in PACKAGES:
         shutil.copytree(path, sources / path.name, ignore=shutil.ignore_patterns("build", "*.egg-info"))
@@ -39,7 +39,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_the_path(tmp_path_factory):
-    """All packages, without an installation."""
+    """Make all packages importable without an installation."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOFTPROMPT_ZOO_PLUGINS", ",".join(METHODS.values()))
         install(tmp_path_factory.mktemp("installed"), patch)
@@ -63,7 +63,7 @@ def test_a_package_is_named_after_its_method(name):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda path: path.name)
 def test_packages_use_public_names_only(path):
-    """`import softprompt_zoo as zoo`, `zoo.NAME` of its `__all__`, and the names of `softprompt_zoo.testing`."""
+    """Those are `import softprompt_zoo as zoo`, `zoo.NAME` in its `__all__`, and names in `softprompt_zoo.testing`."""
     tree = ast.parse(path.read_text("utf-8"))
     imported = {a.name: a.asname for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     froms = {n.module: [a.name for a in n.names] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -149,7 +149,7 @@ def test_saved_prompts_say_what_to_install_once_a_package_is_gone(site, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(PROJECTS) - set(METHODS)))
 def test_a_package_for_an_engine_passes_its_tests_without_the_engine(name):
-    """Those that start one are slow tests; `nox -s engines` runs them."""
+    """Tests that start an engine are slow tests; `nox -s engines` runs them."""
     done = run("-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "plugins" / name))
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
@@ -158,7 +158,7 @@ def test_a_package_for_an_engine_passes_its_tests_without_the_engine(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_passes_its_own_tests(package, site):
-    """As a stranger would run them: installed, from its folder."""
+    """The tests run as a user would run them: with the package installed, from its folder."""
     done = run("-m", "pytest", "-p", "no:cacheprovider", str(package), site=site, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
@@ -168,7 +168,7 @@ def test_a_package_passes_its_own_tests(package, site):
     "architecture", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "bert"))]
 )
 class TestPromises(ConformanceSuite):
-    """Without an installation, each promise on one model of every second method; slow tests take them all, and more."""
+    """The promises without an installation: each on one model, for every second method; slow tests cover the rest."""
 
     turns = 2
     in_turns = MappingProxyType({"_method": [*METHODS.values()]})

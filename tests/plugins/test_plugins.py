@@ -1,4 +1,4 @@
-"""Plugins as strangers write them: packages of two files, installed, used, broken, and gone again."""
+"""Plugins as third parties write them: packages of two files that are installed, used, broken and removed."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def backbone():
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder that this process imports from, for the length of a test."""
+    """Yield a folder that this process imports from during a test."""
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
@@ -199,7 +199,7 @@ BROKEN = {
         "there is no hook 'injct'; did you mean 'inject'? hooks are build_virtual_tokens, inject, merge",
     ),
 }
-"""What `reports` finds. Each is the sound plugin with one thing changed."""
+"""Problems that `reports` finds. Each plugin is the sound one with one thing changed."""
 
 LATE = {
     "nothing": (
@@ -212,7 +212,7 @@ LATE = {
         "shape (20, 4); expected (20, 32)",
     ),
 }
-"""What only shows when a prompt is made."""
+"""Problems that only show when a prompt is made."""
 
 
 def test_broken_plugins_are_told_in_one_line_each_and_the_others_keep_working(site, backbone):
@@ -283,11 +283,11 @@ EVERY = """
         half[name] = zoo.SiteTokens(*(tuple(tensor * 0.5 for tensor in kind) for kind in (site.keys, site.values)))
     return zoo.LayerTokens(half)
 """
-"""The end of a wrapper that halves keys and values too."""
+"""The end of a wrapper that also halves keys and values."""
 
 
 def test_a_wrapper_acts_on_every_method_and_a_broken_one_on_none(site, backbone, monkeypatch):
-    # Whatever else is installed here may have tensors that a wrapper leaves alone.
+    # Other installed plugins are left out: they may have tensors that a wrapper leaves alone.
     laid_out = ("softprompt-zoo-low-rank", "softprompt-zoo-halve", "softprompt-zoo-broken")
     monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", ",".join(laid_out))
     lay_out(site, "softprompt-zoo-low-rank", LOW_RANK, {"softprompt_zoo": "low_rank"})

@@ -17,7 +17,7 @@ class WithOffset(zoo.Placement):
 
 
 class Renamed(zoo.Placement):
-    """Of the same fields."""
+    """A placement with the same fields."""
 
 
 def attach(architecture, place):

@@ -1,4 +1,4 @@
-"""What training would not reach is told when a prompt is attached."""
+"""Parameters that training would not reach are reported when a prompt is attached."""
 
 import copy
 import types

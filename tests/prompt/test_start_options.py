@@ -1,4 +1,4 @@
-"""`init` and what belongs to it: the default follows from the options, and what would be ignored is refused."""
+"""`init` and its options: the default follows from the options, and what would be ignored is refused."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def logits(method, **options):
 
 
 def read_behind(words):
-    """What the base model gives behind real words."""
+    """Return the base model's logits of the text after real words."""
     ids = torch.cat([torch.tensor([words]), TEXT], dim=1)
     with torch.no_grad():
         return tiny_model("llama")(input_ids=ids).logits[:, len(words) :]

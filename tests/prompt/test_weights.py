@@ -22,7 +22,7 @@ def prompted(architecture, method, **options):
 
 
 def add_doubled(model):
-    """Add a prefix whose tokens are those of prompt "a", every one twice."""
+    """Add a prefix with the tokens of prompt "a", each of them twice."""
     doubled = model.prompts.add("doubled", "prefix_tuning", num_virtual_tokens=2 * TOKENS, **_sites(model))
     own = dict(model.prompts["a"].learned.named_parameters())
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_a_prefix_of_weight_two_is_every_token_twice(architecture, implementatio
     model.set_attn_implementation(implementation)
     add_doubled(model)
     positions = torch.arange(TEXT.shape[1])[None]
-    # The text stands behind twice as many tokens there, so it is moved back by hand.
+    # There, the text comes after twice as many tokens, so its positions are moved back by hand.
     expected = run(model, prompts="doubled", position_ids=positions - TOKENS)
     unweighted = run(model, position_ids=positions)
     model.prompts.set_weight("a", ABOVE_ONE)
@@ -168,7 +168,7 @@ def test_a_later_input_level_prompt_sees_a_prompt_by_its_weight(method):
     model.prompts.set_weight("a", 0.3)
     with torch.no_grad():
         expected = model(input_ids=torch.cat([ids[None], TEXT], dim=1), prompts="a").logits[:, 3:]
-    # Real tokens in front of the text see the prompt by the same weight as virtual ones do.
+    # Real tokens in front of the text see the prompt with the same weight as virtual tokens do.
     model.prompts.activate("a", "later")
     close(run(model), expected)
 

@@ -1,4 +1,4 @@
-"""Plugins that break the contract in one way each, and what is said of them."""
+"""Plugins that break the contract in one way each, and the messages about them."""
 
 import dataclasses
 

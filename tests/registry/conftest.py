@@ -1,4 +1,4 @@
-"""A registry of its own for each test, and what it finds installed."""
+"""A separate registry for each test, and the plugins it finds installed."""
 
 import pytest
 from sound_plugins import Installed

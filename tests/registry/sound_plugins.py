@@ -1,4 +1,4 @@
-"""Plugins that keep the contract, and a stand-in for what is installed."""
+"""Plugins that keep the contract, and a stand-in for the installed plugins."""
 
 import dataclasses
 import types
@@ -44,7 +44,7 @@ def merge(parameters):
 
 
 def plugin(**changes):
-    """A sound method plugin; a change to `None` takes the attribute away."""
+    """Return a sound method plugin; a change to `None` removes the attribute."""
     attributes = {"build_virtual_tokens": build_virtual_tokens, "inject": inject, "merge": merge}
     attributes |= {"Config": Config, "Parameters": Parameters, "__doc__": "Sound.\n\nMore.", **changes}
     return types.SimpleNamespace(**{name: value for name, value in attributes.items() if value is not None})
@@ -61,7 +61,7 @@ def scaling(factor, **changes):
 
 @dataclasses.dataclass
 class Backbone:
-    """As much of a backbone as making a prompt looks at."""
+    """As much of a backbone as is read when a prompt is made."""
 
     hidden_size: int = HIDDEN
     max_positions: int | None = None
@@ -73,12 +73,12 @@ class Backbone:
 
 
 def built(method, **options):
-    """What the method places on a backbone of its own."""
+    """Return the embeddings that the method places on a new backbone."""
     return make_prompt(method, options, Backbone()).place(Backbone()).tokens.embeddings
 
 
 class Installed:
-    """Stands for what is installed; offers can be added, and are seen like a new package is."""
+    """A stand-in for the installed plugins; offers can be added, and are noticed like a new package."""
 
     def __init__(self):
         self.methods = []
@@ -97,7 +97,7 @@ class Installed:
 
 
 def check_all_work(registry, *extra):
-    """Everything is listed and can be used, and nothing more is listed."""
+    """Check that everything is listed and can be used, and that nothing else is listed."""
     assert sorted(registry.candidates()) == sorted([*BUILTINS, *extra])
     for name in [*BUILTINS, *extra]:
         assert registry.lookup(name).name == name
@@ -112,7 +112,7 @@ def problems(registry, load=True):
 
 
 def as_class(first):
-    """A method written as a class, its hooks static, without `self`, or with it."""
+    """Return a method written as a class, whose hooks are static, or take no `self`, or take it."""
     if first == "static":
 
         class Written:

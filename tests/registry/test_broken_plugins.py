@@ -1,4 +1,4 @@
-"""Plugins that cannot be loaded: told in one line, and the others work."""
+"""Plugins that cannot be loaded: each is reported in one line, and the others work."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Plugins registered by hand, from a notebook say, and taken back."""
+"""Plugins registered by hand, such as in a notebook, and unregistered."""
 
 import dataclasses
 import sys
@@ -40,7 +40,7 @@ def test_a_registered_method_works_like_an_installed_one(registry):
     [(zoo.InputTokens(torch.zeros(TOKENS, HIDDEN)), "prompt_tuning"), (zoo.LayerTokens({}), "prefix_tuning")],
 )
 def test_plain_tokens_stay_with_the_package_s_own_methods_whatever_a_stranger_says_it_holds(registry, tokens, name):
-    registry.register(plugin(HOLDS_PLAIN=type(tokens)), "a_stranger")  # before the package's own by name
+    registry.register(plugin(HOLDS_PLAIN=type(tokens)), "a_stranger")  # sorts before the package's own
     registry.register(plugin(PEFT_TYPES=("PROMPT_TUNING", "PREFIX_TUNING")), "an_older_one")
     assert registry.holder_of(tokens).name == name
 

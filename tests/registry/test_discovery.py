@@ -1,4 +1,4 @@
-"""What is installed is known from metadata and source text alone."""
+"""Installed plugins are known from metadata and source text only."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from softprompt_zoo.registry.registry import fingerprint
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
-    """Lay a distribution out as pip would, and put it on the path."""
+    """Return a function that lays out a distribution as pip would, in a folder on the path."""
     monkeypatch.delenv(discovery.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
 

@@ -1,4 +1,4 @@
-"""`plugins --check` says what attaching cannot see, and blames who is at fault alone."""
+"""`plugins --check` reports what attaching cannot see, and blames only the plugin at fault."""
 
 import dataclasses
 import types
@@ -73,7 +73,7 @@ def check(registry=installed_methods):
 
 @pytest.fixture
 def global_registry(installed):
-    """What is installed as the commands see it."""
+    """Yield the installed plugins as the commands see them."""
     yield installed
     installed.methods.clear()
     installed.wrappers.clear()

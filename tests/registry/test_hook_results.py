@@ -64,7 +64,7 @@ def test_a_hook_that_returns_the_wrong_thing_is_named(installed, registry, hook,
 
 
 def of_tokens(make):
-    """A `build_virtual_tokens` that returns what `make` makes of the embeddings."""
+    """Return a `build_virtual_tokens` that applies `make` to the embeddings."""
 
     @zoo.hookimpl
     def build_virtual_tokens(parameters):

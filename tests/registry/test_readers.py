@@ -1,4 +1,4 @@
-"""Which method loads a type of PEFT's: found without importing the others."""
+"""The method that loads a PEFT type: found without importing the others."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from softprompt_zoo.registry.registry import Registry
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The names of the methods whose plugins were loaded."""
+    """Return the names of the methods whose plugins were loaded."""
     names = []
     load = Registry._load
     monkeypatch.setattr(

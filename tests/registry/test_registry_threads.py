@@ -1,4 +1,4 @@
-"""Threads that look methods up and register them at once."""
+"""Threads that look up and register methods at the same time."""
 
 import threading
 

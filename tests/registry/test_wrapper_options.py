@@ -1,4 +1,4 @@
-"""Wrappers with options: chosen for a prompt, checked, and asked of around its hooks alone."""
+"""Wrappers with options: chosen for a prompt, checked, and called only around its hooks."""
 
 import copy
 import dataclasses

@@ -92,7 +92,7 @@ def test_a_hook_may_carry_another_name_and_order_marks(installed, registry):
     assert merged.embeddings is parameters.embeddings
 
 
-# One that fails when it is called: it is named, it alone, and what fails within is none of its business
+# Wrappers that fail when called: only they are named, and they are not blamed for errors inside of them
 
 
 @zoo.hookimpl(wrapper=True)

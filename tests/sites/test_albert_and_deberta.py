@@ -61,7 +61,7 @@ def states(model, ids=IDS, **more):
 
 
 def attend(query, key, value, made, layer, bias, scale):
-    """Softmax over the prompt's keys, with a bias of zero, and the text's."""
+    """Compute attention with a softmax over the prompt's keys, with a bias of zero, and the text's."""
     keys, values = torch.cat([made.keys[layer], key], 1), torch.cat([made.values[layer], value], 1)
     scores = query @ keys.transpose(1, 2) / scale
     scores[..., made.keys[layer].shape[1] :] += bias
@@ -74,7 +74,7 @@ def heads(states, count=4):
 
 @pytest.mark.parametrize(("groups", "inner"), [(1, 1), (2, 1)])
 def test_albert_by_hand(groups, inner):
-    """Four layers, by hand: each with its own keys and values, through one module or two."""
+    """Four layers by hand, each with its own keys and values, that share one module or two."""
     base = albert(num_hidden_groups=groups, inner_group_num=inner)
     model = attach(copy.deepcopy(base))
     made = model.prompts["default"].learned.tables["encoder"]()
@@ -97,7 +97,7 @@ def test_albert_by_hand(groups, inner):
 
 
 def test_alberts_start_values_are_each_layers():
-    """The keys and values of the text's words at every one of the four layers, not of one of them."""
+    """They are the keys and values of the text's words at each of the four layers, not at only one."""
     base = albert()
     with torch.no_grad():
         recorded = inspect_backbone(base)[0].keys_values(IDS[0]).sites["encoder"]
@@ -140,7 +140,7 @@ def test_albert_refuses_checkpointing():
 
 
 def disentangled_by_hand(base, made, ids, start):
-    """DeBERTa-v2 of He et al. 2021 on one row: the two relative terms are for pairs of text tokens only."""
+    """Compute DeBERTa-v2 of He et al. 2021 on one row: the two relative terms apply only to pairs of text tokens."""
     config = base.config
     count = ids.shape[1]
     hidden = base.embeddings(ids, position_ids=torch.arange(start, start + count)[None])[0]
@@ -190,8 +190,8 @@ def test_deberta_by_hand(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "absolute positions"])
 def test_a_prompt_that_nobody_sees_changes_nothing(kind):
-    """Keys so far from every query that their weight is zero leave DeBERTa's own output."""
-    model = attach(deberta(kind).double(), train_head=False)  # so far away, float32 would round the text's own scores
+    """Keys so far from every query that their weight is zero leave DeBERTa's own output unchanged."""
+    model = attach(deberta(kind).double(), train_head=False)  # so far off, float32 would round the text's own scores
     with torch.no_grad():
         for block in model.encoder.layer:
             block.attention.self.query_proj.bias[0::8] = 100.0
@@ -310,7 +310,7 @@ def test_dropout_of_deberta_differs_by_row():
 
 
 def test_a_forward_that_was_replaced_is_refused():
-    """A view would run the module behind it; a method that is bound to the module is bound to the view."""
+    """On a view, it would run the original module; a method bound to the module is bound to the view instead."""
     model = attach(deberta())
     expected = model(IDS).last_hidden_state
     layer = model.encoder.layer[0]

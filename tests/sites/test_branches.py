@@ -1,4 +1,4 @@
-"""Branches beside attention, against the base model with an attention function that adds the same by hand."""
+"""Branches parallel to attention, against the base model with an attention function that adds the same by hand."""
 
 import copy
 import dataclasses
@@ -39,7 +39,7 @@ def registered():
 
 
 def by_hand(architecture, model, implementation="sdpa", weight=1.0):
-    """The base model, whose attention function adds in every row what the prompt "default" of a model would."""
+    """Return the base model, whose attention function adds in every row what a model's prompt "default" would."""
     base = tiny_model(architecture, implementation=implementation)
     learned, reads = model.prompts["default"].learned, model.prompts["default"].method == "reading_test"
     places, hidden = {}, {}
@@ -162,7 +162,7 @@ def test_checkpointing_gives_the_same_gradients(architecture, with_prefix, use_r
     ids, mask = pad(TEXTS, "right")
     inputs = {"decoder_input_ids": random_text(5, 4).expand(3, -1)} if subject.is_encoder_decoder else {}
 
-    # Embeddings without a gradient: transformers gives one to those that it makes of ids.
+    # Embeddings that require no gradient: transformers makes those it computes from ids require one.
     inputs["inputs_embeds"] = subject.model.get_input_embeddings()(ids).detach()
 
     def gradients():

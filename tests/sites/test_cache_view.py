@@ -1,4 +1,4 @@
-"""Models whose attention is reached through their cache: what is special about them."""
+"""Special cases of models whose attention is reached through their cache."""
 
 import copy
 
@@ -45,7 +45,7 @@ def test_the_users_cache_holds_the_text_alone(architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_attentions_are_those_of_the_row_alone(architecture):
-    """The prompt stands between padding and text, but what is returned has the columns of the input."""
+    """The prompt stands between padding and text, but the returned attentions have the columns of the input."""
     subject = prompted(architecture, implementation="eager")
     texts = [TEXT, random_text(4, 2)]
     ids, mask = pad(texts, "left", extra=2)
@@ -61,7 +61,7 @@ def test_attentions_are_those_of_the_row_alone(architecture):
 
 @in_turns(method=["prefix_tuning", "prompt_tuning"], architecture=ARCHITECTURES, side=["left", "right"])
 def test_padded_rows_behind_real_words(architecture, method, side):
-    """Every row of a padded batch is what the base model gives for the words and the row."""
+    """Every row of a padded batch gives what the base model gives for the words followed by the row."""
     texts = [TEXT, random_text(4, 2)]
     base = Subject(architecture, tiny_model(architecture))
     expected = [base.logits(torch.cat([WORDS, text], dim=1))[0, WORDS.shape[1] :] for text in texts]
@@ -100,7 +100,7 @@ def test_a_compiled_forward_and_its_gradients(method, architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_padded_generation_behind_real_words(architecture):
-    """Where a row stands among padding does not move its windows and distances while it generates either."""
+    """A row's place among padding does not shift its windows and distances during generation either."""
     base = tiny_model(architecture)
     texts = [TEXT, random_text(4, 2)]
     options = {"max_new_tokens": 6, "do_sample": False}
@@ -167,7 +167,7 @@ def test_a_mask_that_is_not_two_dimensional():
 
 
 def test_a_state_beside_keys_and_values_is_refused():
-    """A layer that also sums up what it has seen, as recurrent ones do: the trial at attaching notices."""
+    """The trial at attaching notices a layer that also accumulates what it has seen, as recurrent layers do."""
     model = tiny_model("gptj")
     handle = model.transformer.h[0].register_forward_pre_hook(
         lambda module, args: (args[0] + args[0].cumsum(dim=1), *args[1:])

@@ -90,9 +90,9 @@ def test_flash_attention_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself, and of how transformers calls it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the compiler, and from how transformers calls it
 def test_compiled():
-    """As it is; this needs a C++ compiler and minutes. torch 2.13 fails on a CPU where attaching is compiled, too."""
+    """With the compiler: this needs a C++ compiler and minutes. On a CPU, torch 2.13 fails if attaching is compiled."""
     ids, mask = pad(TEXTS, "left")
     with uncompiled_flex():
         subject = Subject.prompted("gemma3", "prefix_tuning", OPTIONS, implementation=FLEX)

@@ -1,4 +1,4 @@
-"""Gated tokens: a softmax of their own beside the text's, computed by hand and against the base model."""
+"""Gated tokens: their own softmax next to the text's, against computation by hand and the base model."""
 
 import types
 
@@ -46,7 +46,7 @@ def one_layer_llama():
 
 
 def by_hand(model, ids, gated_prompts, prefix=None):
-    """One llama layer, loop by loop: the text's softmax (with a prefix) plus a softmax per gated prompt."""
+    """Compute one llama layer in loops: the text's softmax (with a prefix) plus a softmax per gated prompt."""
     layer = model.layers[0]
     attention = layer.self_attn
     count = 0 if prefix is None else prefix[0].shape[1]
@@ -142,7 +142,7 @@ def test_a_weight_multiplies_the_gate():
 
 
 def test_gated_tokens_take_up_no_positions():
-    """A text of all 64 positions of the table still fits, and stands where it stood."""
+    """A text that fills all 64 positions of the table still fits, at the same positions."""
     text = random_text(64, 1)
     assert torch.equal(attach("gpt2", 0.0)(text).logits, tiny_model("gpt2")(text).logits)
     assert attach("gpt2", 0.7)(text).logits.shape == (1, 64, 101)
@@ -203,7 +203,7 @@ def test_compiles_into_one_graph(is_merged):
 
 
 def test_dropout_of_the_base_model_leaves_gated_tokens_alone():
-    """All text is dropped, so that only the gated part is left, and that is what eval mode gives for it."""
+    """Attention to the text is dropped completely, so only the gated part is left, the same as in eval mode."""
     torch.manual_seed(0)
     config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50, attn_pdrop=1.0, resid_pdrop=0.0, embd_pdrop=0.0)
     model = GPT2Model(config)

@@ -1,4 +1,4 @@
-"""Where text stands under gated tokens, which take up no positions: where the base model puts it, but for padding."""
+"""Positions of text with gated tokens, which take up none: those that the base model uses, except for padding."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def gated():
 
 
 def suite():
-    """Promise 3: where the base model's queries are rotated, those of gated tokens are, too."""
+    """Return the tests of promise 3: where the base model's queries are rotated, those of gated tokens are, too."""
     zoo.register(PLUGIN)
     try:
         return conformance_suite("gated_test", architectures=["modernbert", "eurobert", "t5gemma"], promises=[3])
@@ -47,7 +47,7 @@ def check_holes(architecture):
 
 @pytest.mark.parametrize("architecture", ["gpt2", *ROTARY, "opt", "bert", "roberta", "t5", "bart", "t5gemma"])
 def test_a_closed_gate_is_the_base_model_with_holes_in_the_mask(architecture):
-    """Bit for bit, as PEFT asserts; OPT counts over the mask, RoBERTa over its ids, others over the columns."""
+    """Bit for bit, as PEFT asserts; OPT counts positions in the mask, RoBERTa in the ids, others in the columns."""
     check_holes(architecture)
 
 
@@ -65,7 +65,7 @@ def test_a_closed_gate_is_the_base_model_behind_padding_where_that_does_not_coun
 
 
 def check_rows(architecture):
-    """An open gate, a prefix and no prompt in one batch, with holes and padding: each row as alone."""
+    """Check that rows with an open gate, a prefix or no prompt, with holes and padding, give what each gives alone."""
     base, subject = base_and_closed(architecture, 0.7)
     subject.model.prompts.add("prefix", "prefix_tuning", num_virtual_tokens=3)
     names, ids = ["default", "prefix", None, ["default", "prefix"]], torch.cat([TEXT, TEXT.flip(1)] * 2)

@@ -1,4 +1,4 @@
-"""Names of attention functions that others write to a prompted model's config, or read from it."""
+"""Names of attention functions that other code writes to a prompted model's config, or reads from it."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TEXT = random_text(6, 1)
 
 
 def check_written_name(architecture, name):
-    """As transformers' visualizer and Whisper write it."""
+    """Check a name that is written as transformers' visualizer and Whisper do."""
     subject = Subject.prompted(architecture, "prefix_tuning", {"num_virtual_tokens": 3})
     expected = subject.logits(TEXT)
     subject.model.config._attn_implementation = name
@@ -29,7 +29,7 @@ def test_a_name_that_is_written_is_followed(architecture, name):
     check_written_name(architecture, name)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bert", "whisper"])  # T5's stacks have configs of their own
+@pytest.mark.parametrize("architecture", ["llama", "bert", "whisper"])  # T5's stacks have their own configs
 def test_the_check_notices_prompts_that_are_ignored(architecture, monkeypatch):
     monkeypatch.setattr(
         "softprompt_zoo.sites.reach.on_our_attention.OnOurAttention.follow_attention", lambda *args: None
@@ -51,7 +51,7 @@ def test_a_saved_config_does_not_know_of_prompts(architecture, tmp_path):
 
 
 def test_attentions_that_the_config_asks_for():
-    """The name must be the plain one when transformers checks it; the prompts follow."""
+    """transformers must find the plain name when it checks the config; the prompts follow."""
     subject = Subject.prompted("llama", "prefix_tuning", {"num_virtual_tokens": 3})
     expected = subject.logits(TEXT)
     subject.model.config._attn_implementation = "eager"

@@ -1,4 +1,4 @@
-"""Prompts made of each row's own text, against the base model on embeddings: the text's, behind tokens made by hand."""
+"""Prompts made of each row's own text, against the base model on tokens made by hand and the text's embeddings."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ ROWS = ["echo", "plain", None, "echo"]
 NEW = 4
 ARCHITECTURES = ["llama", "gpt2", "bert", "t5"]
 WRITERS = ["llama", "gpt2", "t5"]
-"""Those that write texts."""
+"""Architectures that generate text."""
 PAD = 0
 
 
@@ -56,7 +56,7 @@ def echo():
 
 
 class Pair:
-    """A model with a prompt of the text, `echo`, and a constant one, `plain`, and the same model without prompts."""
+    """A model with a prompt made of the text, `echo`, and a constant one, `plain`; and the model without prompts."""
 
     def __init__(self, architecture):
         torch.manual_seed(0)
@@ -67,7 +67,7 @@ class Pair:
         self.side = "right" if self.is_t5 else "left"
 
     def tokens(self, name, text):
-        """The virtual tokens of a row, by hand, `(1, tokens, hidden)`."""
+        """Return the virtual tokens of a row, computed by hand, `(1, tokens, hidden)`."""
         if name is None:
             return torch.empty(1, 0, self.base.config.hidden_size)
         learned = self.model.prompts[name].learned
@@ -78,7 +78,7 @@ class Pair:
         return learned.offsets + torch.stack([part.mean(dim=1) for part in seen], dim=1)
 
     def embeddings(self, name, text, made_of=None):
-        """What the base model is to read: the tokens made of a text in front of it, or of a longer one."""
+        """Return what the base model must read: tokens made of the text or of `made_of`, followed by the text."""
         made = self.tokens(name, text if made_of is None else made_of)
         return torch.cat([made, self.base.get_input_embeddings()(text)], dim=1)
 
@@ -86,13 +86,13 @@ class Pair:
         return {"decoder_input_ids": TEXTS[1].expand(rows, -1)} if self.is_t5 else {}
 
     def expected(self, name, text):
-        """The logits of a row alone, those of its text."""
+        """Return the logits of a row's text, for the row alone."""
         embeddings = self.embeddings(name, text)
         logits = self.base(inputs_embeds=embeddings, **self.decoder()).logits
         return logits if self.is_t5 else logits[:, embeddings.shape[1] - text.shape[1] :]
 
     def written(self, model, rows=None, **inputs):
-        """The new tokens that a model writes."""
+        """Return the new tokens that a model generates."""
         inputs = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": [PAD], **inputs}
         return model.generate(**inputs, **({} if rows is None else {"prompts": rows}))[:, -NEW:]
 
@@ -119,7 +119,7 @@ WAYS = {
 @in_turns(architecture=WRITERS, way=WAYS)
 @torch.no_grad()
 def test_each_row_of_a_mixed_batch_is_written_as_the_base_model_writes_it(architecture, way):
-    """The base model writes behind the embeddings of each row alone, with its own cache."""
+    """The base model continues the embeddings of each row alone, with its own cache."""
     pair = Pair(architecture)
     ids, mask = pad(TEXTS, pair.side)
     found = pair.written(pair.model, ROWS, input_ids=ids, attention_mask=mask, **WAYS[way])
@@ -167,7 +167,7 @@ def test_hand_written_decoding_on_the_cache_writes_what_generate_does(architectu
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @torch.no_grad()
 def test_a_second_turn_keeps_the_tokens_of_the_first(architecture):
-    """Against the base model behind tokens made of the first turn's text alone."""
+    """Against the base model after tokens made of only the first turn's text."""
     pair = Pair(architecture)
     shown = {"return_dict_in_generate": True, "max_new_tokens": NEW, "do_sample": False}
     first = pair.model.generate(TEXTS[0], prompts=["echo"], **shown)
@@ -183,7 +183,7 @@ def test_a_second_turn_keeps_the_tokens_of_the_first(architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_answer_is_no_part_of_the_text(architecture):
-    """In training, what is labeled is not read; the loss is the base model's behind tokens made of the rest."""
+    """In training, tokens are made of what has no label; the loss is the base model's after these tokens."""
     pair = Pair(architecture)
     ids, own = TEXTS[0], 5
     labels = ids.masked_fill(torch.arange(ids.shape[1]) < own, -100)
@@ -198,7 +198,7 @@ def test_the_answer_is_no_part_of_the_text(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
 def test_text_mask_says_what_the_text_is(architecture):
-    """Also within a text: the tokens are made of what it marks, the model reads all."""
+    """Also within a text: the tokens are made of what the mask marks, while the model reads everything."""
     pair = Pair(architecture)
     ids = TEXTS[2]
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0]])
@@ -209,7 +209,7 @@ def test_text_mask_says_what_the_text_is(architecture):
 
 
 def test_a_row_of_several_texts_has_no_one_text():
-    """Also where their answers are labeled."""
+    """Such rows are also refused where their answers are labeled."""
     model = Pair("llama").model
     ids = torch.cat(TEXTS[:2], dim=1)
     positions = torch.cat([torch.arange(text.shape[1]) for text in TEXTS[:2]])[None]
@@ -221,11 +221,11 @@ def test_a_row_of_several_texts_has_no_one_text():
     assert model(input_ids=ids, position_ids=positions, use_cache=False, prompts=["plain"]).logits.isfinite().all()
 
 
-# Roundings
+# Rounding
 
 
 class Rounds(Echo):
-    """Rounds otherwise in a batch, as models in bfloat16 do."""
+    """A method that rounds differently in a batch, as models in bfloat16 do."""
 
     @staticmethod
     @zoo.hookimpl

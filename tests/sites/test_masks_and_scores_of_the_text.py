@@ -1,4 +1,4 @@
-"""Masks and scores made of each row's text: a row in a batch, and a text that is gone on with, are as alone."""
+"""Masks and scores made of each row's text: rows in a batch and continued texts give what they give alone."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ ARCHITECTURES = ["llama", "gpt2", "bert", "t5"]
 
 
 class Masked:
-    """A prefix of which a row sees the tokens that the length of its text chooses."""
+    """A prefix of which a row sees the tokens chosen by the length of its text."""
 
     Config, Parameters = PLUGIN.Config, Parameters
 
@@ -60,7 +60,7 @@ class Scored(Masked):
 
 
 class Both(Scored):
-    """Tokens of each row, of which it sees some."""
+    """A prefix with different tokens for each row, which sees only some of them."""
 
     @zoo.hookimpl
     def inject(self, tokens, text):

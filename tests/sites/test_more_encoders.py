@@ -1,4 +1,4 @@
-"""What is particular to further encoders and encoder-decoders; test_matrix.py holds them to the promises."""
+"""Special cases of more encoders and encoder-decoders; test_conformance.py checks their promises."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_real_tokens_at_the_input_embeddings(architecture):
 
 @pytest.mark.parametrize("architecture", ["mbart", "pegasus", "marian", "mt5"])
 def test_real_tokens_in_the_decoder(architecture):
-    """Its text stands behind them, by whatever table or bias the model has."""
+    """The decoder's text comes after them, by whatever position table or bias the model has."""
     base = Subject(architecture, tiny_model(architecture))
     subject = Subject.prompted(architecture, "prefix_tuning", {"num_virtual_tokens": 5})
     tokens = make_of_real_tokens(subject, base, TEXTS[0])

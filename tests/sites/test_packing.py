@@ -1,4 +1,4 @@
-"""Several texts in one row, and 4-D masks: what the texts give alone, or a refusal."""
+"""Several texts in one row, and 4-D masks: each text gives what it gives alone, or the call is refused."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ LENGTH = PACKED.shape[1]
 
 
 def apart():
-    """`(1, 1, length, length)`, causal within each text."""
+    """Return a mask, `(1, 1, length, length)`, that is causal within each text."""
     owner = torch.repeat_interleave(torch.arange(len(TEXTS)), torch.tensor([text.shape[1] for text in TEXTS]))
     return ((owner[:, None] == owner) & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril())[None, None]
 
@@ -76,7 +76,7 @@ def test_the_loss_of_a_packed_row(method):
     ],
 )
 def test_what_would_mix_the_texts_is_refused(method, arguments, named):
-    """The base model mixes them without a word."""
+    """The base model mixes them without a warning."""
     base = Subject("llama", tiny_model("llama"))
     alone = torch.cat([base.logits(text) for text in TEXTS], dim=1)
     assert not torch.allclose(base.logits(PACKED, position_ids=POSITIONS, **arguments), alone, atol=1e-2)
@@ -87,7 +87,7 @@ def test_what_would_mix_the_texts_is_refused(method, arguments, named):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ["gpt_neo", "nemotron", "stablelm"])
 def test_texts_that_a_prompt_in_the_cache_would_mix_are_refused(architecture, method):
-    """The base model tells them apart."""
+    """The base model keeps the texts apart."""
     base = Subject(architecture, tiny_model(architecture))
     alone = torch.cat([base.logits(text) for text in TEXTS], dim=1)
     assert_equal(base.logits(PACKED, position_ids=POSITIONS, use_cache=False), alone, "packed")
@@ -106,7 +106,7 @@ def test_positions_over_padding_are_no_restart(filler):
 
 @in_turns(architecture=CAUSAL, method=METHODS, implementation=["eager", "sdpa"])
 def test_a_mask_of_four_dimensions_keeps_texts_apart(architecture, method, implementation):
-    """Booleans or added to the scores, with a cache or without; the texts fit into the window that it replaces."""
+    """Boolean masks and masks added to scores, with or without a cache; the texts fit into the window they replace."""
     subject = prompted(architecture, method, implementation)
     texts = [text[:, : 6 - COUNT] for text in TEXTS] if architecture in ("gemma3", "mistral") else TEXTS
     packed = torch.cat(texts, dim=1)
@@ -122,7 +122,7 @@ def test_a_mask_of_four_dimensions_keeps_texts_apart(architecture, method, imple
 
 @in_turns(architecture=["gpt2", "llama", "gpt_neox"], method=METHODS)
 def test_a_mask_of_four_dimensions_against_real_tokens(architecture, method):
-    """Without positions: the base model, given the mask with the prompt's columns in front."""
+    """Without `position_ids`: the oracle is the base model, given the mask with the prompt's columns in front."""
     subject, base = prompted(architecture, method), Subject(architecture, tiny_model(architecture))
     tokens = make_of_real_tokens(subject, base, PACKED)
     whole = torch.ones(1, 1, COUNT + LENGTH, COUNT + LENGTH, dtype=torch.bool).tril()

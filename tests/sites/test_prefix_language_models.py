@@ -1,4 +1,4 @@
-"""Models whose text sees what comes after it are refused with that reason."""
+"""Models in which text sees what comes after it are refused with that reason."""
 
 import pytest
 import torch

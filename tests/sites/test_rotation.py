@@ -1,4 +1,4 @@
-"""Models that rotate all positions of a long text in another way than those of a short one: longrope, dynamic NTK.
+"""Models that rotate all positions of a long text differently from those of a short one: longrope, dynamic NTK.
 
 The oracle is the base model on real words in front of the same text, called in the same way.
 """
@@ -33,7 +33,7 @@ ORIGINAL = {"original_max_position_embeddings": LIMIT}
 
 def longrope(**more):
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, **FACTORS, **ORIGINAL, **more}
-    return {"max_position_embeddings": 128, "rope_parameters": rope, **SIZES}  # anew: configs write into it
+    return {"max_position_embeddings": 128, "rope_parameters": rope, **SIZES}  # a new one: configs write into it
 
 
 def dynamic():
@@ -55,9 +55,9 @@ MODELS = {
     "nemotron-dynamic": lambda: transformers.NemotronForCausalLM(transformers.NemotronConfig(**dynamic())),
 }
 DROPPING = ["phi3", "phimoe"]
-"""Those that drop their cache when a text becomes long."""
+"""Models that drop their cache when a text becomes long."""
 LENGTHS = [8, 13, 30]
-"""Of a text that stays within the limit behind four words, one that crosses it with them, and one that is beyond."""
+"""Lengths of a text that stays within the limit after four words, one that crosses it with them, and one beyond it."""
 WORDS = random_text(4, 1)
 
 
@@ -98,7 +98,7 @@ def test_words_give_what_they_are_at_every_length(name, length):
 
 @torch.no_grad()
 def check_steps(name):
-    """A loop over a cache of its own, from a short text to a long one."""
+    """Check a loop with its own cache, from a short text to a long one."""
     text = random_text(30, 2)
     model, base = made_of_words(name), base_model(name)
     step = model(text[:, :8], use_cache=True)
@@ -118,7 +118,7 @@ def test_a_text_that_grows_with_its_cache(name):
 
 
 def check_base(name):
-    """Skip where the base model, having dropped its cache, goes on without its text: transformers 5.15."""
+    """Skip if the base model continues without its text once it has dropped its cache, as in transformers 5.15."""
     with torch.no_grad():
         written = base_model(name).generate(WORDS, max_new_tokens=LIMIT, do_sample=False)
         at_once = base_model(name).generate(WORDS, max_new_tokens=LIMIT, do_sample=False, use_cache=False)
@@ -195,7 +195,7 @@ def test_gradients_are_those_of_the_words_embeddings(name):
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "p_tuning_v2"])
 @pytest.mark.parametrize("name", DROPPING)
 def test_a_model_that_drops_its_cache_counts_the_prompt(name, method):
-    """So that a text goes on as if it were computed at once; transformers counts the text's tokens alone."""
+    """A text then continues as if computed all at once; transformers counts only the text's tokens."""
     check_with_and_without_cache(name, method)
 
 

@@ -1,4 +1,4 @@
-"""Masks of rows: a row that does not see some tokens of a prompt is as one whose prompt lacks them."""
+"""Masks of rows: a row that does not see some tokens of a prompt is like one whose prompt lacks them."""
 
 import pytest
 import torch
@@ -27,10 +27,10 @@ def masked():
 
 
 def run(model, ids, names, more=0, **arguments):
-    """Run rows; their text stands so many positions further to the back."""
+    """Run rows, with the positions of their text increased by `more`."""
     if model.config.is_encoder_decoder:
         arguments["decoder_input_ids"] = DECODER.expand(len(ids), -1)
-    elif "deberta" not in model.config.model_type:  # whose positions are relative
+    elif "deberta" not in model.config.model_type:  # its positions are relative
         arguments["position_ids"] = (torch.arange(LENGTH) + more)[None]
     with torch.no_grad():
         return model(input_ids=ids, prompts=names, **arguments).logits

@@ -1,4 +1,4 @@
-"""Scores of virtual tokens: a factor on the share of each, head by head, against the same tokens several times."""
+"""Scores of virtual tokens: a factor on the share of each, head by head, against the same tokens repeated."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from softprompt_zoo.testing.subject import Subject, pad, random_text
 TEXT = random_text(7, 3)
 DECODER = random_text(5, 4)
 MORE = 3
-"""Tokens that "repeated" has more than "default"."""
+"""The number of tokens that "repeated" has in addition to those of "default"."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +30,10 @@ def scored():
 
 
 def run(model, name, moved=0, **arguments):
-    """Run a prompt on the text, which stands so many positions further to the front."""
+    """Run a prompt on the text, with the positions of the text decreased by `moved`."""
     if model.config.is_encoder_decoder:
         arguments["decoder_input_ids"] = DECODER
-    elif "deberta" not in model.config.model_type:  # whose positions are relative
+    elif "deberta" not in model.config.model_type:  # its positions are relative
         arguments["position_ids"] = torch.arange(TEXT.shape[1])[None] + MORE - moved
     with torch.no_grad():
         return model(input_ids=TEXT, prompts=name, **arguments).logits

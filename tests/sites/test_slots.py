@@ -68,7 +68,7 @@ def test_outputs_and_losses_are_those_of_the_words(architecture):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "t5", "bart"])
 def test_gradients_are_those_of_the_embeddings_at_the_slots(architecture):
-    """A virtual token that stands twice gets both gradients, one that no row uses gets none."""
+    """A virtual token that is used twice gets both gradients; one that no row uses gets none."""
     subject = Subject.prompted(architecture, "prompt_tuning", {"num_virtual_tokens": TOKENS + 2})
     base = base_of(architecture)
     ids, mask, slots = with_slots()

@@ -1,4 +1,4 @@
-"""Slots in rows with prompts of their own, with tasks, and beside prefixes."""
+"""Slots in rows with their own prompts, with tasks, and together with prefixes."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_another_prompt_in_every_row(architecture):
-    """Rows fill their slots from their own prompt; a row without a prompt has none, and is the base model's."""
+    """Rows fill their slots from their own prompt; a row without a prompt has no slots and gives the base model's."""
     subject, words = subject_and_words(architecture)
     subject.model.prompts.add("longer", "p_tuning", num_virtual_tokens=TOKENS + 3)
     longer = made_of(subject.model, "longer", 1)
@@ -59,7 +59,7 @@ def test_two_prompts_of_a_row_are_counted_through(architecture):
 
 
 class Tasks:
-    """A table of virtual tokens for each of two tasks."""
+    """A method with a table of virtual tokens for each of two tasks."""
 
     NAME = "tasks_in_slots"
 
@@ -129,7 +129,7 @@ def test_a_prefix_stands_in_front_of_a_text_with_slots(architecture):
 
 
 def test_an_encoders_prefix_works_beside_slots():
-    """The prefix alone, on the text with words in the slots, is the oracle."""
+    """The oracle is the prefix alone, on the text with words in the slots."""
     for architecture in ("bert", "t5", "bart"):
         subject, words = subject_and_words(architecture)
         subject.model.prompts.add("prefix", "prefix_tuning", num_virtual_tokens=4)
@@ -140,7 +140,7 @@ def test_an_encoders_prefix_works_beside_slots():
 
 
 def test_prompts_that_come_and_go_between_calls_with_slots():
-    """What eval mode keeps of one call is not taken for another's."""
+    """What eval mode keeps from one call is not used for another."""
     subject, words = subject_and_words("llama")
     subject.model.prompts.add("second", "prompt_tuning", num_virtual_tokens=3)
     second = made_of(subject.model, "second", 1)

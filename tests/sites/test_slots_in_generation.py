@@ -1,4 +1,4 @@
-"""Virtual tokens inside the text, made of real words, give what the base model gives for these words when it writes."""
+"""Virtual tokens inside the text, made of real words, generate what the base model generates for these words."""
 
 import pytest
 import torch

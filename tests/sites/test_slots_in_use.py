@@ -1,4 +1,4 @@
-"""Slots under what else is done with a model: checkpointing, compiling, embeddings, dtypes, detaching, Trainer."""
+"""Slots together with other uses of a model: checkpointing, compiling, embeddings, dtypes, detaching, Trainer."""
 
 import copy
 
@@ -47,7 +47,7 @@ def test_it_compiles_into_one_graph(architecture):
 
 
 def test_a_model_that_counts_positions_from_its_ids():
-    """RoBERTa's positions come from the ids, from which slots are taken away."""
+    """RoBERTa computes positions from the ids, from which slots are removed."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = RobertaConfig(vocab_size=101, max_position_embeddings=64, pad_token_id=0, **sizes)

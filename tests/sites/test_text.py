@@ -39,7 +39,7 @@ def attached(method, architecture="llama"):
 
 
 def by_hand(model, ids, mask):
-    """Return logits behind constant tokens that are made of one row's text by hand."""
+    """Return logits after constant tokens that are made of one row's text by hand."""
     own = model.prompts["default"].learned
     plain = tiny_model(model.config.model_type)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_the_text_is_what_text_mask_says_or_has_no_label():
 
 
 def by_hand_of(model, ids, text):
-    """Return logits behind tokens that are made of a part of the text."""
+    """Return logits after tokens that are made of a part of the text."""
     own = model.prompts["default"].learned
     plain = tiny_model("llama")
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_what_does_not_say_what_the_text_is_is_refused(given, error, message):
 
 
 class ReadsPadding(Reads):
-    """Takes padding for text."""
+    """A method that takes padding for text."""
 
     @zoo.hookimpl
     def build_virtual_tokens(self, parameters, text):
@@ -183,7 +183,7 @@ class ReadsPadding(Reads):
 
 
 class ForgetsRows(Reads):
-    """Makes the same for all rows, without their axis."""
+    """A method that makes the same tokens for all rows, without their axis."""
 
     @zoo.hookimpl
     def build_virtual_tokens(self, parameters, text):
@@ -191,7 +191,7 @@ class ForgetsRows(Reads):
 
 
 class Cuts(Maps):
-    """Loses a place of the text."""
+    """A method that loses a position of the text."""
 
     @zoo.hookimpl
     def map_text(self, parameters, text):

@@ -1,4 +1,4 @@
-"""Models that read images: prompts stand in front of the text decoder's tokens, the image's among them."""
+"""Models that read images: prompts come before the text decoder's tokens, including those of the image."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""An encoder that hears: prompts on Whisper's encoder, decoder and cross-attention."""
+"""An encoder of sound: prompts on Whisper's encoder, decoder and cross-attention."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_every_site_acts_alone(site):
 
 
 def test_padding_of_the_decoders_text():
-    """On either side, where the positions are the text's own."""
+    """Padding is on either side, and the positions are the text's own."""
     subject = Subject.prompted("whisper", "prefix_tuning", {"num_virtual_tokens": 4})
     text = random_text(6, 7)
     expected = subject.logits(TEXTS[:1], decoder_input_ids=text)
@@ -57,7 +57,7 @@ def test_prompts_for_another_number_of_rows():
 
 
 def test_rows_that_are_done_before_others(monkeypatch):
-    """Whisper's own `generate` goes on without them where the sound is long."""
+    """Whisper's own `generate` continues without them if the sound is long."""
 
     def long(self, features, **options):
         GenerationMixin.generate(self, features, **options)
@@ -67,11 +67,11 @@ def test_rows_that_are_done_before_others(monkeypatch):
     subject = Subject.prompted("whisper", "prefix_tuning", {"num_virtual_tokens": 4})
     with pytest.raises(ValueError, match="3 entries for a batch of 2 rows"):
         subject.generate(TEXTS, prompts=["default", None, "default"], max_new_tokens=3)
-    assert subject.generate(TEXTS, max_new_tokens=3).shape[0] == 2  # the active prompts are every row's
+    assert subject.generate(TEXTS, max_new_tokens=3).shape[0] == 2  # the active prompts apply to every row
 
 
 def runs(model, text):
-    """Return whether the bare model does; with transformers 5.15 Whisper's decoder alone raises an error of its own."""
+    """Return whether the bare model runs; with transformers 5.15, Whisper's decoder alone raises its own error."""
     try:
         model(input_ids=text)
     except IndexError:
@@ -81,7 +81,7 @@ def runs(model, text):
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 def test_the_decoder_alone(method):
-    """It is a causal model of its own class; its cross-attention is not there."""
+    """The decoder alone is a causal model with its own class and without cross-attention."""
     torch.manual_seed(0)
     model = WhisperForCausalLM(tiny_model("whisper").config).eval()
     text = random_text(7, 3)
@@ -105,7 +105,7 @@ def test_the_decoder_alone(method):
 
 
 def check_word_times():
-    """`generate` writes "eager" to the config; the base model and the text without times are the measure."""
+    """Check word times against the base model and the text without times; `generate` writes "eager" to the config."""
 
     def with_times(model):
         wanted = {"no_timestamps_token_id": 99, "is_multilingual": False, "alignment_heads": [[0, 0], [1, 1]]}

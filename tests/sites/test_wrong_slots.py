@@ -53,7 +53,7 @@ def test_slots_that_are_a_list():
 
 
 def test_slots_of_the_new_tokens_alone():
-    """A step with a cache would otherwise read them as those of the first tokens."""
+    """A step with a cache would otherwise read them as the slots of the first tokens."""
     subject, _ = subject_and_words("llama")
     ids, _, slots = (part[:1] for part in with_slots())
     cache = subject.run(ids[:, :4], soft_slots=slots[:, :4], use_cache=True).past_key_values
@@ -90,7 +90,7 @@ def test_no_prompt_is_active():
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])
 def test_guidance_reads_a_second_text_without_slots(architecture):
-    """The last token alone, or a negative prompt; it was read with the slots of the first text."""
+    """The second text is the last token or a negative prompt; it would be read with the slots of the first text."""
     subject, _ = subject_and_words(architecture)
     ids, mask, slots = (part[:1] for part in with_slots())
     for options in ({}, {"negative_prompt_ids": TEXTS[1]}):
@@ -105,7 +105,7 @@ def test_guidance_reads_a_second_text_without_slots(architecture):
 
 
 def test_slots_need_a_text():
-    """Without one, generate begins a text of one token; slots further behind would stand in what is written."""
+    """Without a text, generate starts from one token; later slots would stand in the generated text."""
     subject, _ = subject_and_words("llama")
     with pytest.raises(ValueError, match=r"soft_slots has shape \(1, 2\) for 0 rows of 0 tokens"):
         subject.model.generate(soft_slots=torch.tensor([[0, 1]]), bos_token_id=1, max_new_tokens=2)
@@ -113,7 +113,7 @@ def test_slots_need_a_text():
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 def test_a_decoder_that_reads_the_text_once_more_has_no_slots(architecture):
-    """It would see the ids that hold the places."""
+    """The decoder would see the placeholder ids."""
     model = zoo.get_method("prompt_tuning")(tiny_model(architecture, task=CLASSIFICATION), num_virtual_tokens=TOKENS)
     slots = torch.tensor([[0, 1, -1, 3, -1, -1]])
     ids = torch.tensor([[PLACEHOLDER, PLACEHOLDER, 9, PLACEHOLDER, 11, model.config.eos_token_id]])

@@ -1,4 +1,4 @@
-"""Texts with virtual tokens in them, and the same texts with real words there."""
+"""Texts with virtual tokens inside, and the same texts with real words in their places."""
 
 import torch
 
@@ -12,13 +12,13 @@ CAUSAL = ["gpt2", "llama", "gemma3", "mistral"]
 WRITERS = [*CAUSAL, "t5", "bart"]
 TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
 PLACES = [{0: 0, 1: 1, 4: 3, 8: 3}, {2: 4}, {5: 2, 6: 0}]
-"""Per text, where a virtual token stands, and which: at the start, at the end, twice, out of order."""
+"""For each text, where virtual tokens stand, and which: at the start, at the end, twice, out of order."""
 PLACEHOLDER = 3
 NEW_TOKENS = 5
 
 
 def with_slots(places=PLACES, side="right"):
-    """Texts with placeholders, their mask, and the slots."""
+    """Return texts with placeholders, their mask, and the slots."""
     index = [torch.full_like(text, -1) for text in TEXTS]
     for row, chosen in zip(index, places, strict=True):
         for place, token in chosen.items():
@@ -30,7 +30,7 @@ def with_slots(places=PLACES, side="right"):
 
 
 def spoken(ids, slots, words):
-    """The same texts with real words in the slots; a column of `words` per virtual token, a row per text or one."""
+    """Put real words into the slots: `words` has a column per virtual token, and a row per text or one for all."""
     words = words.expand(ids.shape[0], -1)
     return torch.where(slots >= 0, words.gather(1, slots.clamp(min=0)), ids)
 

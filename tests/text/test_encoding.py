@@ -20,7 +20,7 @@ CHAT += "{% if add_generation_prompt %}{{ '[bos] w99' }}{% endif %}"
 
 
 def rows(encoded):
-    """Per row the tokens that are not padding: a word's id, or `s3` for virtual token 3."""
+    """Return the tokens of each row that are not padding: a word's id, or `s3` for virtual token 3."""
     shown = []
     for ids, mask, slots in zip(encoded.input_ids, encoded.attention_mask, encoded.soft_slots, strict=True):
         seen = zip(ids[mask.bool()].tolist(), slots[mask.bool()].tolist(), strict=True)
@@ -99,7 +99,7 @@ def test_doubled_braces_are_words():
 
 
 def byte_level():
-    """A byte-level tokenizer, in which a blank belongs to the word behind it."""
+    """Return a byte-level tokenizer, in which a space belongs to the word after it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -115,7 +115,7 @@ def byte_level():
 
 
 def test_words_and_fields_between_two_slots_are_one_piece():
-    """ "Review: " and "good" tokenized apart would give a blank that is a token of its own."""
+    """ "Review: " and "good" tokenized separately would make the space a token of its own."""
     tokenizer = byte_level()
     encoded = zoo.encode(tokenizer, "{soft:1}Review: {text} film{soft:1}", text="good")
     expected = tokenizer("Review: good film").input_ids
@@ -160,7 +160,7 @@ def test_special_tokens_count_and_stay():
 
 
 def test_a_tokenizer_without_offsets():
-    """Texts are then cut behind characters."""
+    """Without offsets, texts may be cut after any character."""
 
     class Slow(type(tiny_tokenizer())):
         is_fast = False
@@ -223,7 +223,7 @@ def test_a_chat_is_put_together_by_the_tokenizers_template():
 
 
 def test_a_chat_without_slots_is_what_the_tokenizer_makes():
-    """The fields are in the chat before the template sees it: here it trims them."""
+    """The fields are filled in before the template sees the chat: here it trims them."""
     tokenizer = chat_tokenizer()
     chat = [{"role": "w80", "content": "{text}"}]
     filled = [{"role": "w80", "content": "  w5 "}]
@@ -299,7 +299,7 @@ def test_generate_takes_it():
 
 
 def test_a_classifier_pools_at_a_slot_that_ends_the_text():
-    """It pools at the last id that is no padding; with padding at the slots it would pool before them."""
+    """The classifier pools at the last id that is not padding; with padding at the slots, it would pool before them."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=32, pad_token_id=0, num_labels=3)
     base = GPT2ForSequenceClassification(config).eval()

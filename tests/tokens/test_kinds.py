@@ -1,4 +1,4 @@
-"""Kinds of virtual tokens: what a plugin gives as the wider kind, and what is stored, comes out as the kind it is."""
+"""Kinds of virtual tokens: those that a plugin gives as a wider kind, or that are stored, get their actual kind."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""A place with a tiny model and data, a whole run, and what happens in the midst of one."""
+"""A folder with a tiny model and data, a whole run, and actions in the middle of a run."""
 
 import types
 
@@ -9,12 +9,12 @@ from transformers import TrainerCallback
 from softprompt_zoo.training import peak_memory, run
 from softprompt_zoo.training import trainer as trainers
 
-peak_memory.gc = types.SimpleNamespace(collect=lambda: 0)  # a look for garbage takes long among what all tests left
+peak_memory.gc = types.SimpleNamespace(collect=lambda: 0)  # collecting garbage takes long with what all tests left
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """A folder with a tiny model and data."""
+    """Return a folder with a tiny model and data."""
     folder = tmp_path_factory.mktemp("place")
     save_tiny(folder / "model")
     write_rows(folder / "train.jsonl", 20)
@@ -24,19 +24,19 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(place):
-    """A run that nothing interrupted, and what it printed."""
+    """Return the folder of an uninterrupted run, and what it printed."""
     output = place / "whole"
     return output, train(tiny_settings(place, output))
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """A picture takes longer than the training of a tiny model; that of `whole` is drawn."""
+    """Draw no pictures, which take longer than training a tiny model, except that of `whole`."""
     monkeypatch.setattr(run, "draw_losses", lambda path, *_: path.write_bytes(b""))
 
 
 class At(TrainerCallback):
-    """Does something after a step."""
+    """A callback that does something after a step."""
 
     def __init__(self, step, action):
         self.step, self.action = step, action

@@ -69,7 +69,7 @@ def test_an_encoder_decoder_writes_its_labels(tmp_path):
 
 
 class Layer(nn.Module):
-    """Keeps its input, for the gradient of its weight, and what comes out of the tanh."""
+    """A layer that keeps its input, for the gradient of its weight, and the output of the tanh."""
 
     def __init__(self):
         super().__init__()

@@ -56,7 +56,7 @@ class Lives:
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def live(self, word, seconds):
-        """Train or resume; return whether it ended by itself, well."""
+        """Train or resume; return whether the run ended by itself, with success."""
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
@@ -101,7 +101,7 @@ def _is_finished(output):
 
 
 def _loads(place: Path, output: Path) -> bool:
-    """Load whatever prompts lie in the folder; anything but a whole one fails."""
+    """Load all prompts in the folder, where any incomplete one fails; return whether the trained prompt is there."""
     found = [path.parent for path in output.rglob("softprompt_zoo.json")]
     for folder in found:
         zoo.load(AutoModelForCausalLM.from_pretrained(place / "model"), folder)

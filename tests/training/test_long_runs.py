@@ -1,4 +1,4 @@
-"""What long runs need: stopping early, parts of a batch, layers computed twice, reports."""
+"""What long runs need: early stopping, gradient accumulation, gradient checkpointing, reports."""
 
 import json
 
@@ -24,7 +24,7 @@ def plain(place, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def early(place, tmp_path_factory):
-    """A run whose rate is so high that the second evaluation is worse than the first."""
+    """Return a run whose learning rate is so high that the second evaluation is worse than the first."""
     output = tmp_path_factory.mktemp("early") / "run"
     changes = {"learning_rate": 30.0, "early_stopping": 2, "evaluate_every": 1, "save_every": None, "steps": 20}
     return output, train(tiny_settings(place, output, **{**FIELDS, **changes}))
@@ -43,7 +43,7 @@ def test_early_stopping_keeps_the_best_prompt(early, place):
 
 
 def test_a_run_that_stopped_early_is_not_trained_on(early, tmp_path, place):
-    """As if it had been killed while the trained prompt was measured."""
+    """The record looks as if the run had been killed while the trained prompt was measured."""
     output, _ = early
     before = record(output)
     unfinished = {**before, "status": "running"}

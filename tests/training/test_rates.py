@@ -1,4 +1,4 @@
-"""The test of learning rates: its curve, its suggestion, and that it leaves everything as it was."""
+"""The test of learning rates: its curve and its suggestion; it leaves everything as it was."""
 
 import math
 
@@ -17,12 +17,12 @@ RATES = [LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)) for step in range(S
 
 
 def curve(loss, noise=0.0):
-    """A curve of a known shape, with a noise that changes its sign from step to step."""
+    """Return a curve of a known shape, with noise whose sign changes from step to step."""
     return RateCurve(RATES, [loss(rate) + noise * (-1) ** step for step, rate in enumerate(RATES)])
 
 
 def bowl(rate):
-    """Falls fastest, over the logarithm of the rate, at 1e-2, and is lowest at 0.2."""
+    """Return a loss that falls fastest, over the logarithm of the rate, at 1e-2, and is lowest at 0.2."""
     place = math.log10(rate)
     return -1 / (1 + math.exp(-4 * (place + 2))) + max(0.0, place + 0.7) ** 2
 

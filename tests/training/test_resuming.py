@@ -126,7 +126,7 @@ def test_another_model_is_not_gone_on_with(place, tmp_path, at_step):
 
 
 def test_a_record_of_scores_without_metrics_is_gone_on_with(place, tmp_path, at_step):
-    """As it was written before there were other metrics than ROUGE-L."""
+    """Such records were written before there were metrics other than ROUGE-L."""
     output = tmp_path / "run"
     undo = at_step(2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(zoo.StoppedError):

@@ -19,7 +19,7 @@ def length(output):
 
 
 def check_a_second_run_is_refused(place, output, at_step, **options):
-    """While one run writes, another one is refused, and the first one's result is what it is alone."""
+    """Check that a second run is refused while one writes, whose result is the same as without the second."""
     refused = []
 
     def second():

@@ -116,7 +116,7 @@ def test_answers_end_where_the_models_positions_do(place, tmp_path):
     save_tiny(tmp_path / "model", "gpt2")
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"input": "w1 " * 42, "target": "w2"}) + "\n")
-    options = {"num_virtual_tokens": 20}  # 42 tokens of input and 2 of target are all that go behind them
+    options = {"num_virtual_tokens": 20}  # only 42 tokens of input and 2 of target fit after them
     files = {"data": str(data), "validation": str(data)}
     train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model"), options=options, steps=1, **files))
     record = json.loads((tmp_path / "run" / "training.json").read_text())
@@ -127,7 +127,7 @@ def test_encoder_decoders_train(place, tmp_path):
     save_tiny(tmp_path / "t5", "t5")
     printed = train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "t5"), steps=3))
     assert "AutoModelForSeq2SeqLM" in printed
-    assert "zoo.load" in printed  # PEFT holds the decoder's site only
+    assert "zoo.load" in printed  # PEFT holds only the decoder's site
 
 
 def test_options_that_need_a_tokenizer_get_the_models(place, tmp_path):

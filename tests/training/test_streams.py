@@ -1,4 +1,4 @@
-"""Data that are read while training."""
+"""Data that are read during training."""
 
 import gc
 import json
@@ -67,7 +67,7 @@ def test_held_out_rows_are_those_of_a_run_in_memory_and_not_trained_on(place, tm
 
 
 def test_a_resumed_stream_goes_on_where_it_was(place, tmp_path, at_step):
-    """With an epoch of five steps, so that both cross its end."""
+    """An epoch has five steps, so that both runs cross its end."""
     changes = {"streaming": True, "steps": 8}
     train(tiny_settings(place, tmp_path / "whole", **changes))
     undo = at_step(6, lambda: signal.raise_signal(signal.SIGINT))
@@ -121,7 +121,7 @@ print(number, before, peak())
 
 @pytest.mark.slow
 def test_a_million_rows_stream_in_constant_memory(tmp_path):
-    """Peak memory in MiB after 50,000 rows, in which the buffer was filled, and after all."""
+    """Compare peak memory in MiB after 50,000 rows, which filled the buffer, and after all rows."""
     file, model = write_parquet(tmp_path / "rows.parquet", 1_000_000), save_tiny(tmp_path / "model")
     result = subprocess.run([sys.executable, "-c", MEMORY, file, model], capture_output=True, text=True, check=True)
     count, before, after = map(int, result.stdout.split())

@@ -71,7 +71,7 @@ def test_an_instruction_stands_in_front_as_it_is(place):
 
 
 class Letters:
-    """A tokenizer that begins texts with a 1, and joins two blanks to one token of 99 only at the end of a text."""
+    """A tokenizer that begins texts with a 1, and joins two spaces into one token 99 only at the end of a text."""
 
     eos_token_id = 2
 

@@ -1,4 +1,4 @@
-"""A run in two processes, as `accelerate launch` starts them: what one process makes of the same rows."""
+"""A run in two processes, as `accelerate launch` starts them, gives what one process gives on the same rows."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_two_processes_are_one_to_the_user(place, tmp_path):
     one, two = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two"))
     for name in ("loss", "eval_loss"):
         assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-5)
-    # Both processes leave a state; a run that was killed goes on with them.
+    # Both processes leave a state; a run that was killed continues from them.
     states = (tmp_path / "two" / "checkpoint-4").glob("rng_state_*.pth")
     assert sorted(path.name for path in states) == ["rng_state_0.pth", "rng_state_1.pth"]
     (tmp_path / "two" / "training.json").write_text(json.dumps({**two, "status": "running"}))

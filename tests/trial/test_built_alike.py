@@ -1,4 +1,4 @@
-"""Stacks that are built alike are looked at once; whatever could make one another than the first is seen."""
+"""Stacks that are built alike are examined once; whatever could make one differ from the first is noticed."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from softprompt_zoo.trial.examination import inspect_backbone
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Return the names of the stacks that are run to look for a way."""
+    """Return the names of the stacks that are run to find how prompts can reach them."""
     names = []
     run = stacks._run
 

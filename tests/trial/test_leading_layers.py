@@ -1,4 +1,4 @@
-"""Before a prompt is attached, a model's leading layers are tried; what others do wrong is refused even so."""
+"""Only a model's leading layers are tried before a prompt is attached; faults of other layers are still refused."""
 
 import pytest
 import torch
@@ -14,17 +14,17 @@ from softprompt_zoo.trial.stacks import find_stacks
 
 DEEP = {**ROTARY, "num_hidden_layers": 6}
 ODD = 4
-"""The layer that is another one."""
+"""The layer that differs."""
 
 
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch):
-    """Nothing is remembered from other tests."""
+    """Forget what other tests have found."""
     monkeypatch.setattr(rehearsal, "_FOUND", {})
 
 
 def deep(kind=LlamaForCausalLM, config=LlamaConfig, **more):
-    """Build a model of six layers with weights large enough that every part of it counts."""
+    """Build a model of six layers with weights large enough that every part of it matters."""
     torch.manual_seed(0)
     model = kind(config(**{**DEEP, **more})).eval()
     for parameter in model.parameters():
@@ -39,7 +39,7 @@ def depth(model):
 
 
 class LooksBack(LlamaAttention):
-    """Adds to every token what the one before it read, times a gate."""
+    """Attention that adds to every token what the token before it read, times a gate."""
 
     def forward(self, *args, **kwargs):
         states, weights = super().forward(*args, **kwargs)
@@ -47,13 +47,13 @@ class LooksBack(LlamaAttention):
 
 
 class Always(LooksBack):
-    """Has the gate open."""
+    """Attention whose gate is open."""
 
     gate = 1.0
 
 
 class Told(LooksBack):
-    """Reads its gate from a list in the config."""
+    """Attention that reads its gate from a list in the config."""
 
     @property
     def gate(self):
@@ -90,7 +90,7 @@ def by_config(model, odd):
 
 
 def by_size(model, odd):
-    """All look back, but in the leading layers nothing of it is larger than rounding."""
+    """Make all layers look back, but all except `odd` by no more than rounding."""
     for layer in model.model.layers:
         layer.self_attn.__class__ = Always
         if layer.self_attn is not odd:
@@ -154,7 +154,7 @@ def test_a_trial_of_long_text_leaves_the_rotation_alone_that_others_use_meanwhil
 
 
 class Skips(LlamaAttention):
-    """Attends only where its queries are not zero, which they are where linear layers are idle."""
+    """Attention that acts only if its queries are not all zero, as they are while linear layers are idle."""
 
     def forward(self, hidden_states, *args, **kwargs):
         if not self.q_proj(hidden_states).any():

@@ -16,12 +16,12 @@ TOKENS = 5
 
 
 def split_heads(states, head_dim):
-    """`(tokens, kv_heads * head_dim)` to `(kv_heads, tokens, head_dim)`."""
+    """Reshape `(tokens, kv_heads * head_dim)` to `(kv_heads, tokens, head_dim)`."""
     return states.unflatten(1, (-1, head_dim)).transpose(0, 1)
 
 
 def separate(key, value, norm=None):
-    """A family with one linear layer for keys and one for values."""
+    """Return the computation by hand for a family with one linear layer for keys and one for values."""
 
     def compute(attention, hidden, head_dim):
         keys = split_heads(getattr(attention, key)(hidden), head_dim)

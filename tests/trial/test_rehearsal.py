@@ -1,4 +1,4 @@
-"""The trial on real words at attaching: what it refuses, what it leaves alone, and what goes with it."""
+"""The trial on real words at attaching: what it refuses, what it leaves alone, and what follows from it."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ TEXT = random_text(9, 1)
 
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch):
-    """Nothing is remembered from other tests."""
+    """Forget what other tests have found."""
     monkeypatch.setattr(rehearsal, "_FOUND", {})
 
 

@@ -1,4 +1,4 @@
-"""Every model that transformers' auto classes know: a prompt of real tokens acts as these tokens do, or is refused."""
+"""Every model in transformers' auto classes: a prompt of real tokens acts as these tokens do, or is refused."""
 
 import copy
 
@@ -23,20 +23,20 @@ CHOSEN = {
     "masked": ["layoutlm", "splinter", "rembert"],
     "seq2seq": ["m2m_100", "umt5", "pegasus_x"],
 }
-"""What runs by default: one of each thing that has been wrong."""
+"""Models that run by default: one for each thing that has been wrong."""
 REFUSED = {
     ("causal", "doge"): METHODS,
     ("causal", "gemma4_text"): ("prompt_tuning",),
     ("masked", "rembert"): ("prefix_tuning",),
     ("seq2seq", "pegasus_x"): ("prefix_tuning",),
 }
-"""What of it is refused; all else works."""
+"""Refused combinations of the chosen models; all others work."""
 VERSIONS_DIFFER = {("seq2seq", "umt5")}
-"""Models that the oldest transformers we claim has not on its attention interface, and whose prefixes it refuses."""
+"""Models not on the attention interface of the oldest transformers we claim, where prefixes are refused."""
 
 
 def cases(chosen):
-    """List kind, name and method; of those that do not run by default, the other ones."""
+    """List kind, name and method of the chosen models, which run by default, or of all others."""
     return [
         (kind, name, method)
         for kind, names in MAPPINGS.items()
@@ -54,14 +54,14 @@ TEXTS = [text_of(9, 0), text_of(4, 1)]
 
 
 def logits(model, kind, ids, mask=None, decoded=DECODED):
-    """Run a model; `(rows, length, …)`."""
+    """Run a model and return its first output, `(rows, length, …)`."""
     mask = {} if mask is None else {"attention_mask": mask}
     decoder = {"decoder_input_ids": decoded.expand(ids.shape[0], -1)} if kind == "seq2seq" else {}
     return model(ids, **mask, **decoder)[0]
 
 
 def difference(given, expected):
-    """Return the largest difference, as a part of the largest logit."""
+    """Return the largest difference, relative to the largest logit."""
     return float((given - expected).abs().max() / max(1.0, float(expected.abs().max())))
 
 
@@ -73,7 +73,7 @@ def padded():
 
 
 def fill_with_words(model, base, kind):
-    """Make the model's prompt one of real tokens; say what the base model reads in its place, in which input."""
+    """Make the model's prompt one of real tokens; return the input in which the base model reads them, or `None`."""
     host = model.prompts
     tokens = host["default"].place(host.backbone).tokens
     if isinstance(tokens, InputTokens):
@@ -100,7 +100,7 @@ def _decoder_states(model, base):
 
 
 def check_texts(model, base, kind, place):
-    """The text behind the prompt is the text behind the words."""
+    """Check that the text after the prompt gives what it gives after the words."""
     with_words = torch.cat([WORDS, TEXTS[0]], dim=1)
     if place == "decoder":
         expected = logits(base, kind, TEXTS[0], decoded=torch.cat([WORDS, DECODED], dim=1))[:, COUNT:]
@@ -111,7 +111,7 @@ def check_texts(model, base, kind, place):
 
 
 def check_padding(model, base, kind):
-    """Padding changes nothing, where it changes nothing in the base model."""
+    """Check that padding changes nothing if it changes nothing in the base model."""
     ids, mask = padded()
 
     def moved(one):
@@ -125,14 +125,14 @@ def check_padding(model, base, kind):
 
 
 def check_generation(model, base):
-    """Tokens that are written with a cache have the logits of the whole text, with either kind of cache."""
+    """Check that tokens generated with either kind of cache have the logits of the whole text."""
     ids, mask = padded()
     for cache in ({}, {"cache_implementation": "static"}):
         options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
         try:
             bare = _written(base, torch.cat([WORDS, TEXTS[0]], dim=1), None, {**options, **cache})
         except Exception:
-            continue  # the base model does not either
+            continue  # the base model cannot either
         if difference(*bare) > 1e-4:
             continue
         try:
@@ -146,7 +146,7 @@ def check_generation(model, base):
 
 
 def _written(model, ids, mask, options):
-    """Return the logits of what is written, and of the whole text at once."""
+    """Return the logits of the generated tokens, and those of the whole text at once."""
     found = model.generate(ids, attention_mask=mask, **options)
     whole = model(found.sequences[:, :-1], use_cache=False)[0][:, ids.shape[1] - 1 :]
     return torch.stack(found.logits, dim=1), whole
@@ -198,7 +198,7 @@ def forget():
 
 
 def found(model):
-    """Return what a model is found to be, or why it is refused."""
+    """Return what is found out about a model, or why it is refused."""
     try:
         backbone, there = inspect_backbone(model)
     except zoo.UnsupportedError as error:
@@ -214,7 +214,7 @@ def check_leading_layers(kind, name, monkeypatch):
         pytest.skip(str(reason).splitlines()[0])
     forget()
     by_leading_layers = found(model)
-    assert found(model) == by_leading_layers  # as it is remembered
+    assert found(model) == by_leading_layers  # the remembered result
     forget()
     monkeypatch.setattr(rehearsal, "_passes", lambda family, stacks: False)
     monkeypatch.setattr("softprompt_zoo.backbone.probe._idle_linear", torch.nn.functional.linear)

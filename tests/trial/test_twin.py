@@ -1,4 +1,4 @@
-"""Looking at a model while other threads run it: their answers are what the base model gives for real words."""
+"""Examining a model while other threads run it: their answers are what the base model gives for real words."""
 
 import functools
 import threading
@@ -25,7 +25,7 @@ def truncate(model):
 
 
 def project(model):
-    """Project states for the first time since the model came, as after it was moved or copied."""
+    """Project states as if for the first time, such as after the model was moved or copied."""
     model.prompts.backbone.project._calls.clear()
     layers = next(iter(model.prompts.backbone.layers.values()))
     model.prompts.backbone.project(next(iter(model.prompts.backbone.layers)), [torch.zeros(2, 32)] * len(layers))
@@ -41,7 +41,7 @@ def answer(model):
 
 
 def check_a_thread_is_left_alone(look, architecture):
-    """Look at the model while another thread is in the middle of a forward, and let that forward end meanwhile."""
+    """Examine the model while another thread is in the middle of a forward, and let that forward end meanwhile."""
     model = zoo.get_method("prompt_tuning")(tiny_model(architecture), num_virtual_tokens=4)
     with torch.no_grad():
         model.prompts["default"].learned.embeddings.copy_(model.prompts.backbone.embed(WORDS[0]))
@@ -50,7 +50,7 @@ def check_a_thread_is_left_alone(look, architecture):
     answers = []
 
     def pause(module, args):
-        """Stand for the operating system, which may switch threads here."""
+        """Stand in for the operating system, which may switch threads here."""
         if threading.current_thread() is server and not inside.is_set():
             inside.set()
             looking.wait(10)
@@ -91,7 +91,7 @@ def test_looking_leaves_other_threads_alone(look, architecture):
 
 
 def with_the_models_configs(root, attentions):
-    """Undo what is tested: the twins read and write the configs that all threads read."""
+    """Undo what is tested: let the twins read and write the configs that all threads read."""
     made = twins(root, attentions)
     for module in root.modules():
         if "config" in module.__dict__:
@@ -166,7 +166,7 @@ def test_a_forward_that_keeps_its_layer_is_refused():
 
 
 def test_another_attention_beside_a_forward_leaves_nothing_wrong_behind():
-    """That forward itself may be wrong, which the page on limits says; the next one is not, nor one that decodes."""
+    """That forward itself may be wrong, as the page on limits says; the next one is right, and so is decoding."""
     model, base = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4), tiny_model("llama")
     with torch.no_grad():
         model.prompts["default"].learned.embeddings.copy_(model.prompts.backbone.embed(WORDS[0]))

@@ -39,7 +39,7 @@ def disturb(prompt):
 
 
 def trained_prompts(count=2, method="prompt_tuning", **options):
-    """A model with so many plain prompts, named s0, s1, …"""
+    """Return a model with `count` plain prompts, named s0, s1, …"""
     torch.manual_seed(5)
     model = tiny_model("llama")
     for index in range(count):
@@ -76,7 +76,7 @@ def test_the_mixture_by_hand():
 @pytest.mark.parametrize("temperature", [None, 0.7])
 @torch.no_grad()
 def test_the_equation(temperature):
-    """With torch's own modules, one source after the other."""
+    """Computed with torch's own modules, one source after another."""
     model = attach(temperature=temperature)
     disturb(model.prompts["default"])
     state = learned(model).state_dict()
@@ -124,7 +124,7 @@ def test_training_moves_the_attention_and_not_the_sources():
 
 
 def test_the_temperature_follows_the_scale_of_the_sources():
-    """Ten times larger embeddings give the same attention; with a given temperature they do not."""
+    """Embeddings ten times larger give the same attention; with a given temperature, they do not."""
     attentions = {}
     for temperature in (None, 1.0):
         for scale in (1.0, 10.0):
@@ -177,7 +177,7 @@ def test_prompts_folders_and_tensors_give_the_same_sources(tmp_path):
 
 
 def test_sources_are_copies_of_what_the_prompts_give():
-    """Those of P-tuning come out of its net, and later training of a source does not reach the mixture."""
+    """Those of P-tuning come out of its network, and later training of a source does not reach the mixture."""
     model = trained_prompts(2, "p_tuning")
     expected = torch.stack([built(model, name) for name in ("s0", "s1")]).detach()
     model.prompts.add("mixture", "attempt", num_virtual_tokens=TOKENS, sources=[model.prompts[n] for n in ("s0", "s1")])
@@ -196,7 +196,7 @@ def test_sampled_sources_are_words():
 
 
 def test_a_saved_mixture_needs_no_source_folders(tmp_path):
-    """It is loaded with its sources, gives the same numbers, and trains on as the original does."""
+    """It is loaded with its sources, gives the same numbers, and continues training as the original does."""
     model = trained_prompts()
     folders = [tmp_path / "s0", tmp_path / "s1"]
     for folder in folders:

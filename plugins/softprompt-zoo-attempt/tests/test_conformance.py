@@ -1,4 +1,4 @@
-"""The eleven promises, with sources of words on every model and with given ones where the widths are equal."""
+"""The eleven promises, with sources of words on every model, and with given sources where the widths are equal."""
 
 import torch
 
@@ -8,7 +8,7 @@ WORDS = {"sources": "sampled", "num_sources": 3, "bottleneck_size": 8}
 
 
 def given(tokens):
-    """Two sources of the tiny models' width."""
+    """Return options with two sources of the tiny models' width."""
     generator = torch.Generator().manual_seed(tokens)
     return {"num_virtual_tokens": tokens, "sources": 0.3 * torch.randn(2, tokens, 32, generator=generator)}
 

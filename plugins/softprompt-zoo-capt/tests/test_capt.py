@@ -49,7 +49,7 @@ def capsules_by_hand(vectors, base, text):
 
 @torch.no_grad()
 def test_keys_and_values_are_the_layers_own_projections():
-    """Against llama's own layers, behind a cache that holds what they make of the capsules."""
+    """Against llama's own layers, after a cache that holds what they make of the capsules."""
     model, base = attach(), tiny_model("llama")
     for text in TEXTS:
         cache = DynamicCache()

@@ -1,4 +1,4 @@
-"""The eleven promises, with a capsule in every layer on every model, and with one in front on one of each kind."""
+"""The eleven promises, with a capsule in every layer on all models, and with one in front on a model of each kind."""
 
 from softprompt_zoo.testing import conformance_suite
 

@@ -23,12 +23,12 @@ CHAT = (
     "{% for m in messages %}{{ {'system': ' w91 ', 'user': ' w92 ', 'assistant': ' w93 '}[m.role] }}"
     "{{ m.content + ' w99 ' }}{% endfor %}{% if add_generation_prompt %}{{ ' w93 ' }}{% endif %}"
 )
-"""A chat template of words: a role's word in front of a message, `w99` behind it."""
+"""A chat template of words: a role's word before a message, `w99` after it."""
 
 
 @contextlib.contextmanager
 def available():
-    """The method by its name: installed, or registered by hand for as long as these tests run."""
+    """Make the method available by its name: installed, or registered by hand while these tests run."""
     by_hand = "cartridge" not in zoo.list_methods()
     if by_hand:
         zoo.register(cartridge, "cartridge")
@@ -78,7 +78,7 @@ def chat_tokenizer():
 
 
 def two(architecture):
-    """Two cartridges of 4 and 6 tokens, of different documents."""
+    """Return a model with two cartridges of 4 and 6 tokens, of different documents."""
     model, _ = attach(architecture, document=DOCUMENT)
     model.prompts.add("other", "cartridge", num_virtual_tokens=6, document=words(9, 5)[0])
     return model

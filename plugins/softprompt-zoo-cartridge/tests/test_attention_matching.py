@@ -1,4 +1,4 @@
-"""The start of a cartridge by attention matching, in models."""
+"""Starting a cartridge by attention matching, in models."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ MATCHED = ["llama", "qwen3", "gpt_neox"]
 
 
 def behind(architecture, document, text):
-    """The base model's logits of a text behind the whole document."""
+    """Return the base model's logits of a text after the whole document."""
     ids = torch.cat([document[None].expand(len(text), -1), text], dim=1)
     return logits(tiny_model(architecture), ids)[:, len(document) :]
 
@@ -34,7 +34,7 @@ def test_it_comes_nearer_to_the_document_than_its_first_tokens(architecture, sco
 
 @pytest.mark.parametrize("architecture", MATCHED)
 def test_all_but_one_token_are_nearly_the_document(architecture):
-    """Where hardly anything is left out, hardly anything changes: positions, too."""
+    """If hardly anything is left out, hardly anything changes, including positions."""
     model, _ = attach(architecture, num_virtual_tokens=23, document=LONG, scores=True)
     cartridge.match_attention(model)
     text = words(6, seed=7)
@@ -58,7 +58,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_frozen_tokens_are_the_documents_first():
-    """Without rotation to another place, of gpt2, they are what they were."""
+    """On gpt2, which has no rotation to another position, they do not change."""
     model, prompt = attach("gpt2", num_virtual_tokens=8, num_frozen_tokens=2, document=LONG)
     before = prompt.learned.frozen.clone()
     cartridge.match_attention(model)

@@ -1,6 +1,6 @@
 """Cartridges against in-context learning and cross-entropy by hand.
 
-Runs without an installation, from the folder beside; the package's own tests take these in.
+Runs without an installation, from the folder next to this one; the main package's tests include these.
 """
 
 import copy
@@ -37,7 +37,7 @@ with available():
 
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_the_whole_cache_of_a_context_gives_what_the_context_gives(architecture):
-    """Logits and greedy generation of in-context learning, from the base model."""
+    """The oracle is in-context learning with the base model: logits and greedy generation."""
     count = len(DOCUMENT)
     model, _ = attach(architecture, num_virtual_tokens=count, document=DOCUMENT)
     base, text = tiny_model(architecture), words(7)
@@ -143,7 +143,7 @@ def test_the_order_of_cartridges_does_not_matter(architecture):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_the_text_starts_behind_the_sum_of_the_cartridges(architecture):
-    """Both tensors in the base model's cache, the text at position 10."""
+    """The oracle is the base model with both tensors in its cache and the text at position 10."""
     from transformers import DynamicCache
 
     model, text = two(architecture), words(6)
@@ -165,7 +165,7 @@ def test_the_text_starts_behind_the_sum_of_the_cartridges(architecture):
 
 
 def full_cross_entropy(model_logits, teacher_logits, labels):
-    """- sum p log q over the whole vocabulary, averaged over the labels, word by word."""
+    """Return - sum p log q over the whole vocabulary, averaged over the labels, word by word."""
     total, count = 0.0, 0
     for row in range(labels.shape[0]):
         for place in range(1, labels.shape[1]):
@@ -177,7 +177,7 @@ def full_cross_entropy(model_logits, teacher_logits, labels):
 
 
 def teacher_logits(architecture, text, mask=None, document=DOCUMENT):
-    """What the base model predicts behind the document, by reading both."""
+    """Return what the base model predicts for a text after the document, by reading both."""
     whole = torch.cat([torch.tensor([document]).expand(text.shape[0], -1), text], dim=1)
     options = {}
     if mask is not None:
@@ -212,7 +212,7 @@ def without_dropout(model):
 
 
 def test_the_gradient_is_zero_where_student_and_teacher_agree_on_every_word():
-    """And it is not with fewer words, whose probabilities are not scaled to sum to one."""
+    """With fewer words it is not zero, because their probabilities are not scaled to sum to one."""
     gradients = {}
     for top_k in (VOCABULARY, 5):
         model, prompt = attach(num_virtual_tokens=len(DOCUMENT), document=DOCUMENT, top_k=top_k)
@@ -240,7 +240,7 @@ def test_the_top_words_keep_their_share_of_the_mass():
 
 
 def test_padding_and_masked_labels_do_not_count():
-    """A padded batch gives the label-weighted mean of its rows alone, on both sides."""
+    """A batch padded on either side gives the label-weighted mean of its rows alone."""
     long, short = words(9, 2), words(5, 3)
     alone = {}
     for text in (long, short):
@@ -259,9 +259,7 @@ def test_padding_and_masked_labels_do_not_count():
         mask = torch.cat([torch.ones_like(long), padded(torch.ones_like(short), pads)])
         labels = ids.masked_fill(mask == 0, -100)
         if left:
-            labels[
-                1, 4
-            ] = -100  # the first word of a text has no prediction; behind padding the label is masked by hand
+            labels[1, 4] = -100  # nothing predicts the first word of a text; after padding, its label is masked by hand
         model, prompt = attach(document=DOCUMENT)
         model.train()
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss

@@ -1,4 +1,4 @@
-"""Cartridges in PEFT's files, both ways."""
+"""Cartridges written to and read from PEFT's files."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_written_and_read_again_it_is_the_same(tmp_path):
 
 
 def test_merged_it_is_pefts_prefix_tuning(tmp_path):
-    """The same tensor under another name, which older PEFT versions know."""
+    """The tensor is the same, with a PEFT type that older PEFT versions know."""
     model, _ = attach(document=DOCUMENT)
     text = words(7)
     zoo.export(model, tmp_path / "cartridge", to="peft")

@@ -1,4 +1,4 @@
-"""Attention matching against cases whose answer is known, and against what it promises."""
+"""Attention matching against cases with known answers, and against what it promises."""
 
 import math
 
@@ -16,7 +16,7 @@ def drawn(*shape, seed=0):
 
 
 def attend(queries, keys, values, scores=0.0, scale=WIDTH**-0.5):
-    """Attention to a document, and the logarithm of its mass."""
+    """Return the attention to a document, and the logarithm of its mass."""
     logits = scale * queries @ keys.T + scores
     return logits.softmax(dim=1) @ values, logits.logsumexp(dim=1)
 
@@ -36,7 +36,7 @@ def test_a_token_that_stands_there_three_times_becomes_one_of_score_log_3():
 
 
 def test_weights_are_those_of_least_squares_within_their_bounds():
-    """By the conditions of a minimum: no slope where a weight is free, and one that points outside at a bound."""
+    """By the conditions of a minimum: no slope where a weight is free, and an outward slope where it is at a bound."""
     seen = drawn(QUERIES, 8).abs() * torch.tensor([1.0, 1, 1, 1, 1, 1, 0.001, 3])
     seen = seen / 8 / seen.mean(dim=0).max()
     weights = matching.solve_weights(seen)
@@ -74,7 +74,7 @@ def of_layer(weighed, count=12, heads=4, kv_heads=2, length=40):
 
 @pytest.mark.parametrize("weighed", [True, False])
 def test_a_quarter_of_a_layer_gives_nearly_the_same_attention(weighed):
-    """Better than the same tokens with their own values; and with weights nearly the same mass."""
+    """It is closer than the same tokens with their own values; with weights, the mass is nearly the same, too."""
     keys, values, queries, found = of_layer(weighed)
     assert found.keys.shape == found.values.shape == (2, 12, WIDTH)
     assert found.scores.any() == weighed

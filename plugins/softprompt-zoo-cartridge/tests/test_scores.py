@@ -32,7 +32,7 @@ def test_they_start_at_zero_and_are_trained():
 
 
 def test_of_all_tokens_alike_they_are_the_prompts_weight():
-    """A score of log 2 doubles a token's share, as a weight of 2 does for all."""
+    """A score of log 2 doubles a token's share, as a weight of 2 does for all tokens."""
     model, prompt = attach(scores=True)
     with torch.no_grad():
         prompt.learned.scores.fill_(math.log(2))

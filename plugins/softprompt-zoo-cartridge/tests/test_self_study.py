@@ -25,14 +25,14 @@ def study(model=None, tokenizer=None, **options):
 
 
 def short_seed_prompts(monkeypatch):
-    """The tiny vocabulary has no English: one word stands for each kind, so that prompts can be told apart."""
+    """Replace the prompts by one word per kind to tell them apart: the tiny vocabulary has no English."""
     short = {kind: (f"w{80 + index}",) for index, kind in enumerate(cartridge.SEED_PROMPTS)}
     monkeypatch.setattr(cartridge.study, "SEED_PROMPTS", short)
     return {kind: int(text[0][1:]) for kind, text in short.items()}
 
 
 def test_conversations_are_asked_and_answered_behind_the_chunk(monkeypatch):
-    """What the model was shown, turn by turn, and that the answer is the base model's likeliest."""
+    """Checks what the model was shown, turn by turn, and that the answer is the base model's likeliest."""
     ids_of = short_seed_prompts(monkeypatch)
     model, tokenizer = tiny_model("llama"), chat_tokenizer()
     shown = []
@@ -114,7 +114,7 @@ def test_without_a_template_the_turns_are_plain_text():
 
 
 def test_a_default_system_message_is_left_out():
-    """Templates that write one of their own where the chat has none: the cartridge stands there."""
+    """Some templates write their own if the chat has none, but the cartridge stands there."""
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ ' w91 w50 w99 ' }}{% endif %}" + CHAT
     assert cartridge.turn(tokenizer, "w5").split() == ["w92", "w5", "w99", "w93"]

@@ -1,4 +1,4 @@
-"""CT-KV against the reference's procedure: the base model goes on from a cache of which a row sees a part."""
+"""CT-KV against the reference's procedure: the base model continues from a cache of which a row sees a part."""
 
 import copy
 
@@ -27,7 +27,7 @@ def encode(model, text, target=None):
 
 
 def batch(model, rows, side="right"):
-    """Rows with labels, padded to one length."""
+    """Return rows with labels, padded to one length."""
     encoded = [encode(model, *row) for row in rows]
     longest = max(len(row["input_ids"]) for row in encoded)
 
@@ -40,7 +40,7 @@ def batch(model, rows, side="right"):
 
 
 def goes_on(base, ids, hidden=()):
-    """What the base model predicts of a row behind all examples, of which it does not see some tokens."""
+    """Return the base model's logits of a row after all examples, of which it does not see the `hidden` tokens."""
     cache = base(input_ids=torch.tensor([IDS]), use_cache=True).past_key_values
     mask = torch.ones(1, len(IDS) + len(ids), dtype=torch.long)
     mask[0, list(hidden)] = 0
@@ -75,7 +75,7 @@ HIDDEN = [OWN[1], (), OWN[0], OWN[2]]
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @torch.no_grad()
 def test_a_row_that_is_an_example_does_not_see_it(architecture, side):
-    """In training; the others see all. Each row against the base model alone."""
+    """This is so in training; other rows see all tokens. Each row is compared with the base model run on it alone."""
     model, base = attach(architecture).train(), tiny_model(architecture).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -93,7 +93,7 @@ def test_a_row_that_is_an_example_does_not_see_it(architecture, side):
 @pytest.mark.parametrize("how", ["eval", "option"])
 @torch.no_grad()
 def test_every_row_sees_all(how):
-    """Out of training, and without leaving one out."""
+    """In eval mode, and in training without leaving one out."""
     model, base = attach(leave_one_out=how == "eval"), tiny_model("llama").eval()
     model.train(how == "option")
     ids = encode(model, *EXAMPLES[1])
@@ -110,7 +110,7 @@ def text_of(model, ids, mask):
 
 
 def visible(model, rows, texts=None):
-    """Which tokens rows of ids see; where something is no text, `texts` says so."""
+    """Return which tokens rows of ids see; `texts` says which ids are text, by default all but padding."""
     prompt, ids = model.prompts["default"], torch.tensor(rows)
     mask = ids != 0 if texts is None else torch.tensor(texts)
     return prompt.learned.visible(prompt.config, model.prompts.backbone, text_of(model, ids, mask))
@@ -122,7 +122,7 @@ def hidden_tokens(seen):
 
 @torch.no_grad()
 def test_which_rows_are_examples():
-    """Padding and answers stand anywhere, other text in front; a longer, a shorter and another text are none."""
+    """Padding and answers may be anywhere, other text in front; longer, shorter and different texts are none."""
     rows = [
         [5, 13, 6, 22, 0],
         [0, 0, 5, 13, 6],
@@ -134,7 +134,7 @@ def test_which_rows_are_examples():
     texts = [[token not in (0, 22) for token in row] for row in rows]
     seen = visible(attach(), rows, texts)
     assert [hidden_tokens(row) for row in seen] == [{*OWN[1]}] * 3 + [set()] * 3
-    # Longer than the whole batch.
+    # Here, the examples are longer than the whole batch.
     assert visible(attach(), [[5, 13]]).all()
 
 
@@ -148,7 +148,7 @@ def test_a_text_that_ends_with_two_examples_hides_both():
 
 @torch.no_grad()
 def test_token_dropout():
-    """Of each row other tokens, in training alone; what is left out stays so."""
+    """Each row loses different tokens, only in training; an example that is left out stays so."""
     model = attach(token_dropout=0.25)
     torch.manual_seed(0)
     seen = visible(model, [[5, 30, 6]] * 400)
@@ -162,7 +162,7 @@ def test_token_dropout():
 
 
 def test_training_and_loading(tmp_path):
-    """All keys and values are trained, by the loss of the examples; a loaded prompt leaves one out as before."""
+    """All keys and values are trained by the loss of the examples; a loaded prompt leaves one out as before."""
     model = attach().train()
     [states] = model.prompts["default"].learned.parameters()
     before = states.detach().clone()
@@ -187,7 +187,7 @@ def test_training_and_loading(tmp_path):
 
 @torch.no_grad()
 def test_merged_it_is_a_prefix(tmp_path):
-    """Which hides nothing, in training neither."""
+    """The prefix hides nothing, even in training."""
     model = attach()
     row = torch.tensor([encode(model, *EXAMPLES[0])["input_ids"]])
     expected = model(input_ids=row).logits

@@ -1,4 +1,4 @@
-"""DePT and ADePT against their equations: the base model reads embeddings that were moved by hand."""
+"""DePT and ADePT against their equations: the base model reads embeddings that were shifted by hand."""
 
 import math
 
@@ -25,7 +25,7 @@ def attach(architecture="llama", **options):
 
 
 def position_offsets(state, length):
-    """Of the first positions `(length, hidden)`, summed up number by number over the rank."""
+    """Return the offsets of the first positions, `(length, hidden)`, summed over the rank one by one."""
     offsets = torch.zeros(length, HIDDEN)
     for position in range(min(length, len(state["offsets.down"]))):
         for rank in range(RANK):
@@ -34,7 +34,7 @@ def position_offsets(state, length):
 
 
 def token_offsets(state, embeddings):
-    """Of each token's own embedding, one after the other."""
+    """Return the offsets computed from each token's own embedding, one after another."""
     found = []
     for embedding in embeddings:
         features = (state["offsets.down"].T @ embedding + state["offsets.down_bias"]).clamp(min=0)
@@ -43,7 +43,7 @@ def token_offsets(state, embeddings):
 
 
 def moved(model, ids, count=None):
-    """The embeddings of one text, of which the first `count` are moved, and the prompt in front."""
+    """Return the prompt followed by the embeddings of one text, of which the first `count` are shifted."""
     state = model.prompts["default"].learned.state_dict()
     embeddings = model.prompts.backbone.embed(ids[0]).clone()
     text = embeddings[:count]
@@ -63,7 +63,7 @@ OPTIONS = [{"max_length": LONGEST}, {"offset": "token"}]
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
 @torch.no_grad()
 def test_the_equation(architecture, options):
-    """Five of seven positions have an offset in DePT's way; all of them in ADePT's."""
+    """Five of seven positions have an offset in DePT; all of them have one in ADePT."""
     model = attach(architecture, **options)
     expected = tiny_model(architecture)(inputs_embeds=moved(model, TEXT)).logits
     found = model(input_ids=TEXT).logits
@@ -83,7 +83,7 @@ def test_the_encoder_of_an_encoder_decoder():
 @pytest.mark.parametrize("options", OPTIONS, ids=["position", "token"])
 @torch.no_grad()
 def test_padding_is_no_position(options):
-    """A row that is padded in front is moved as it is alone."""
+    """A row that is padded in front is shifted as it is alone."""
     model = attach(**options)
     ids = torch.cat([TEXT, PADDED])
     close(
@@ -105,7 +105,7 @@ def test_what_is_generated_keeps_its_embeddings(options):
 
 @torch.no_grad()
 def test_an_answer_is_learned_as_it_is_generated():
-    """Labeled tokens are no text: they keep their embeddings."""
+    """Labeled tokens are not text: they keep their embeddings."""
     model = attach(offset="token").eval()
     labels = TEXT.clone()
     labels[:, :4] = -100
@@ -125,7 +125,7 @@ def test_it_starts_as_its_prompt_alone(options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["position", "token"])
 def test_two_learning_rates(options):
-    """Both trained by any optimizer of the groups; the matrices' rate is the ratio's part of the prompt's."""
+    """Any optimizer of the groups trains both; the matrices' rate is the ratio times the prompt's."""
     model = attach(**options, offset_learning_rate_ratio=0.25)
     first, second = model.prompts.parameter_groups(0.5)
     learned = model.prompts["default"].learned
@@ -148,7 +148,7 @@ def test_two_learning_rates(options):
 
 @pytest.mark.parametrize("options", [{}, {"offset": "token", "num_virtual_tokens": 60}], ids=["position", "token"])
 def test_sizes_of_the_papers(options):
-    """With the references' ranks as many numbers as a prompt of 100 tokens has, at a width of 768."""
+    """With the references' ranks, there are as many numbers as in a prompt of 100 tokens, at a width of 768."""
     model = zoo.get_method("dept")(tiny_model("llama"), **options)
     config = model.prompts["default"].config
     rank, hidden = config.rank, 768
@@ -212,7 +212,7 @@ def test_bad_options(options, message):
 
 
 def test_it_has_no_merged_form(tmp_path):
-    """And says so; saving and loading go on."""
+    """Merging is refused; saving and loading still work."""
     model = attach()
     with pytest.raises(zoo.UnsupportedError, match="dept"):
         zoo.merge(model)

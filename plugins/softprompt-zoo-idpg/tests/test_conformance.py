@@ -1,4 +1,4 @@
-"""The eleven promises, with IDPG's sum on every model, and with LoPA's gate on one of each kind."""
+"""The eleven promises, with IDPG's sum on every model, and with LoPA's gate on one model of each kind."""
 
 from softprompt_zoo.testing import conformance_suite
 

@@ -31,7 +31,7 @@ def learned(model):
 
 
 def of_two_features(**options):
-    """Parameters of two tokens of two features, with a bottleneck of one; all zero."""
+    """Return parameters of two tokens of two features, with a bottleneck of one; all are zero."""
     config = idpg.Config(num_virtual_tokens=2, bottleneck_size=1, kronecker_terms=1, **options)
     parameters = idpg.Parameters(config, SimpleNamespace(hidden_size=2, dtype=torch.float32, device="cpu"))
     for parameter in parameters.parameters():
@@ -44,7 +44,7 @@ def of_two_features(**options):
 
 @torch.no_grad()
 def test_the_sum_by_hand():
-    """The net sees the first feature alone; gelu(1) = 0.841345, gelu(-1) = -0.158655."""
+    """The network sees only the first feature; gelu(1) = 0.841345, gelu(-1) = -0.158655."""
     parameters = of_two_features()
     [net] = parameters.nets
     net.down.blocks[0, 0, 0] = 2.0
@@ -98,7 +98,7 @@ def test_the_sentence_is_of_the_text_alone(sentence, expected):
 
 
 def sentence_of(base, architecture, text):
-    """What stands for a text, from the model's own output."""
+    """Return what represents a text, from the model's own output."""
     if architecture == "t5":
         return base.encoder(input_ids=text).last_hidden_state.mean(dim=1)
     states = base.base_model(input_ids=text).last_hidden_state
@@ -106,7 +106,7 @@ def sentence_of(base, architecture, text):
 
 
 def tokens_by_hand(state, x, options):
-    """The virtual tokens of one sentence, with torch's own modules."""
+    """Return the virtual tokens of one sentence, computed with torch's own modules."""
 
     def weight(layer):
         blocks = state[f"{layer}.blocks"]
@@ -126,7 +126,7 @@ def tokens_by_hand(state, x, options):
 @pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
 @torch.no_grad()
 def test_the_model_reads_what_the_equation_makes_of_its_own_states(architecture, options):
-    """Against the base model on embeddings, once without a prompt and once behind the tokens of the first run."""
+    """Against the base model on embeddings, once without a prompt and once after the tokens of the first run."""
     model, base = attach(architecture, options), tiny_model(architecture)
     decoder = {"decoder_input_ids": TEXTS[1]} if architecture == "t5" else {}
     for text in TEXTS:
@@ -153,7 +153,7 @@ def test_the_number_of_trained_numbers(options):
 
 
 def test_it_starts_about_as_long_as_words_are():
-    """Whatever the text: the nets' weights are small, and a gate is half open."""
+    """This holds for any text: the networks' weights are small, and a gate is half open."""
     for options in (SUM, GATE):
         torch.manual_seed(0)
         model = zoo.get_method("idpg")(tiny_model("gpt2"), **options)

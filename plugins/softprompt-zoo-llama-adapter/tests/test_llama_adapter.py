@@ -88,7 +88,7 @@ def test_at_the_start_the_model_is_unchanged_bit_for_bit(architecture):
 
 
 def test_at_the_start_a_biased_output_projection_changes_nothing():
-    """PEFT adds the bias twice there."""
+    """PEFT adds the bias twice in this case."""
     model = one_layer(attention_bias=True)
     torch.nn.init.ones_(model.layers[0].self_attn.o_proj.bias)
     expected = model(TEXT).last_hidden_state
@@ -121,7 +121,7 @@ def test_upper_layers_are_adapted_and_lower_ones_left_alone(architecture):
 
 
 def test_prompt_scores_depend_on_absolute_positions():
-    """The query is rotated and the prompt's key is not, as in the reference; the base model sees distances only."""
+    """The query is rotated and the prompt's key is not, as in the reference; the base model sees only distances."""
     model = attach(tiny_model("llama"), 0.9)
     positions = torch.arange(TEXT.shape[1])[None]
     moved = model(TEXT, position_ids=positions + 9).logits
@@ -202,7 +202,7 @@ def test_an_adapter_added_beside_a_prompt_on_a_model_it_does_not_work_on_is_refu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_compiles_into_one_graph(architecture, dtype):
-    """Also as the first thing that happens after the model was cast."""
+    """This works even as the first call after the model was cast."""
     model = attach(tiny_model(architecture), 0.8, num_layers_from_top=1).to(dtype)
     torch._dynamo.reset()
     logits = torch.compile(model, backend="aot_eager", fullgraph=True)(TEXT).logits
@@ -215,7 +215,7 @@ def test_compiles_into_one_graph(architecture, dtype):
 
 
 def in_peft(architecture, gate_value, layers=1, model=None):
-    """A PEFT adapter with gates of this size, on a base model of its own."""
+    """Return a PEFT adapter with gates of this size, on a base model of its own unless one is given."""
     peft = pytest.importorskip("peft")
     config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=layers)
     torch.manual_seed(1)
@@ -258,7 +258,7 @@ def test_peft_gives_our_logits_with_a_hole_in_the_mask(architecture, gate_value,
 @pytest.mark.parametrize("gate_value", [0.6, -0.9, 1.7])
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
 def test_we_give_pefts_logits(architecture, gate_value, tmp_path):
-    """A gate of 1.7 is no tanh: it comes as merged tokens."""
+    """A gate of 1.7 is not a value of tanh, so it is loaded as merged tokens."""
     wrapped = in_peft(architecture, gate_value)
     expected = wrapped(input_ids=TEXT).logits
     wrapped.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The promises: every head with a memory of its own on every model, and the other options on one of each kind."""
+"""The promises: a memory per head on every model, and the other options on one model of each kind."""
 
 from softprompt_zoo.testing import conformance_suite
 

@@ -1,4 +1,4 @@
-"""PrefixMemory-Tuning against its equation, computed by a plain attention beside the model's."""
+"""PrefixMemory-Tuning against its equation, computed by plain attention next to the model's."""
 
 import pytest
 import softprompt_zoo_prefix_memory as page
@@ -47,7 +47,7 @@ def test_the_equation_by_hand():
 @pytest.mark.parametrize("share_heads", [True, False])
 @torch.no_grad()
 def test_the_equation_in_a_model(feature_map, shift, share_heads):
-    """What reaches each layer's output projection, computed with torch from what its projections make of the text."""
+    """Checks the input of each layer's output projection, computed with torch from its projections of the text."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     model = attach(feature_map=feature_map, share_heads=share_heads)
@@ -76,7 +76,7 @@ def test_the_equation_in_a_model(feature_map, shift, share_heads):
 
 
 def keep(read):
-    """Keep the hidden states that attention modules are given."""
+    """Return a hook that keeps the hidden states that attention modules are given."""
     return lambda _, given, named: read.append(given[0] if given else named["hidden_states"])
 
 
@@ -155,7 +155,7 @@ def test_bad_options_change_nothing(options, error, reason):
 
 
 def test_gradients_are_the_same_in_one_compiled_graph():
-    """Of GPT-2, whose queries are cut out of what makes keys and values, too."""
+    """On GPT-2, whose queries are cut out of a projection that also makes keys and values."""
     model = attach("gpt2")
     fill(model)
     trained = list(learned(model).parameters())

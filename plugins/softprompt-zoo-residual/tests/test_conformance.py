@@ -1,4 +1,4 @@
-"""The eleven promises: as in the paper on every model, and the other nets on one of each kind."""
+"""The eleven promises: as in the paper on every model, and the other networks on one model of each kind."""
 
 from softprompt_zoo.testing import conformance_suite
 

@@ -33,7 +33,7 @@ def disturb(model):
 
 
 def test_the_equation_by_hand():
-    """A net of one feature, which reads feature 0 and writes plus and minus it; its norm is worked out below."""
+    """A network of one feature, which reads feature 0 and writes plus and minus it; its norm is worked out below."""
     model = attach(num_virtual_tokens=2, bottleneck_size=1)
     parameters = learned(model)
     signs = torch.tensor([1.0, -1.0]).repeat(HIDDEN // 2)
@@ -46,11 +46,11 @@ def test_the_equation_by_hand():
         parameters.net.norm_weight.fill_(2.0)
         parameters.net.norm_bias.fill_(0.5)
     tokens = built(model)
-    # f(x) is 3, -3, …: of mean 0 and variance 9, so its norm is 1, -1, …
+    # f(x) is 3, -3, … with mean 0 and variance 9, so its norm is 1, -1, …
     expected = 2.0 * signs + 0.5
     expected[0] += 3.0
     assert torch.allclose(tokens[0], expected, atol=1e-5)
-    # of -5 nothing passes the relu: f(x) is 0, and so is its norm
+    # -5 does not pass the ReLU: f(x) is 0, and so is its norm
     expected = torch.full((HIDDEN,), 0.5)
     expected[0] -= 5.0
     assert torch.allclose(tokens[1], expected)
@@ -61,7 +61,7 @@ def test_the_equation_by_hand():
 @pytest.mark.parametrize(("net", "activation"), [("mlp1", "relu"), ("mlp1", "sigmoid"), ("mlp2", "tanh")])
 @torch.no_grad()
 def test_the_equation(shared, layer_norm, net, activation):
-    """With torch's own modules, one token after the other."""
+    """Computed with torch's own modules, one token after another."""
     model = attach(shared=shared, layer_norm=layer_norm, net=net, activation=activation)
     disturb(model)
     state = learned(model).state_dict()
@@ -106,7 +106,7 @@ def test_training_starts_from_words_and_a_gain_adds_to_them(options):
 
 
 def test_of_gain_one_the_net_adds_numbers_of_size_one():
-    """The start of the source: a layer norm of weight one."""
+    """The source starts like this: with a layer norm of weight one."""
     model = attach(gain=1.0)
     added = built(model) - learned(model).embeddings
     assert torch.allclose(added.square().mean(dim=1), torch.ones(TOKENS), atol=1e-2)

@@ -1,4 +1,4 @@
-"""The eleven promises; with noise all but the sixth, for which two runs of one step must be the same."""
+"""The eleven promises; with noise, all but the sixth, which needs two runs of one step to be the same."""
 
 from softprompt_zoo.testing import conformance_suite
 

@@ -29,7 +29,7 @@ def learned(model):
 
 
 def of_two_features(**options):
-    """Two prompts of one token of two features: (1, 10) and (100, 1000), each for the texts of one feature."""
+    """Return two prompts of one token of two features, (1, 10) and (100, 1000), each for the texts of one feature."""
     config = smop.Config(num_virtual_tokens=1, num_prompts=2, **options)
     parameters = smop.Parameters(config, SimpleNamespace(hidden_size=2, dtype=torch.float32, device="cpu"))
     with torch.no_grad():
@@ -39,7 +39,7 @@ def of_two_features(**options):
 
 
 def text_of_means(*means):
-    """Texts of two tokens, one of them at each side of the mean, with padding between them."""
+    """Return texts of two tokens, one on each side of the mean, with padding between them."""
     means = torch.tensor(means)[:, None]
     embeddings = torch.cat([means + 1, torch.full_like(means, 1e6), means - 1], dim=1)
     return SimpleNamespace(embeddings=embeddings, mask=torch.tensor([[True, False, True]]).repeat(len(means), 1))
@@ -92,7 +92,7 @@ def test_gradients_reach_the_chosen_prompt_and_the_router():
 @pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
 @torch.no_grad()
 def test_the_model_reads_what_the_equation_makes(architecture):
-    """Against the base model behind the tokens; the texts take different prompts."""
+    """Against the base model after the tokens; the texts take different prompts."""
     model, base = attach(architecture), tiny_model(architecture)
     prompts, router = (learned(model).state_dict()[name] for name in ("prompts", "router"))
     decoder = {"decoder_input_ids": TEXTS[1]} if architecture == "t5" else {}

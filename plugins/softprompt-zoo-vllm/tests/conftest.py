@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_tokenizer
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # what starts no vLLM runs without an installation
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests that do not start vLLM run without an installation
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,7 +34,7 @@ MODELS = {
     "gpt2": {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 512},
     "opt": {**SIZES, "hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 64},
 }
-"""Sizes that vLLM's attention on a CPU takes: heads of 32."""
+"""Sizes that vLLM's attention on a CPU accepts: heads of 32."""
 PREFIXES = (1, 5, 31, 32, 33, 64, 130)
 INPUT_LEVEL = (4, 40)
 NEW_TOKENS = 16
@@ -82,7 +82,7 @@ class Place:
 
 
 def make_place(folder: Path, model_type: str) -> Place:
-    """Save a tiny model with its tokenizer, and a bank of prefixes and of input-level prompts that were folded."""
+    """Save a tiny model with its tokenizer, and a bank of prefixes and folded input-level prompts."""
     torch.manual_seed(3)
     config = AutoConfig.for_model(
         model_type,
@@ -94,7 +94,7 @@ def make_place(folder: Path, model_type: str) -> Place:
         **MODELS[model_type],
     )
     model = AutoModelForCausalLM.from_config(config).eval().float()
-    with torch.no_grad():  # larger weights, so that another prompt means another answer
+    with torch.no_grad():  # larger weights, so that different prompts give different answers
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.mul_(4)

@@ -1,4 +1,4 @@
-"""A server in a process of its own, as `softprompt-zoo serve` starts it, and its clients."""
+"""A server in its own process, as `softprompt-zoo serve` starts it, and its clients."""
 
 import contextlib
 import http.client
@@ -18,11 +18,11 @@ KEY = "a key"
 
 
 class Client:
-    """Sends requests to a port of this machine.
+    """A client that sends requests to a local port.
 
     Args:
         port: The port.
-        user: Who sends.
+        user: The user who sends.
     """
 
     def __init__(self, port, user="alice"):
@@ -30,7 +30,7 @@ class Client:
         self.headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json", "x-user": user}
 
     def send(self, method, path, body=None, headers=None):
-        """Return status, headers in lower case, and text of an answer."""
+        """Send a request; return the answer's status, headers in lower case, and text."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         with contextlib.closing(connection):
             data = None if body is None else json.dumps(body)
@@ -71,7 +71,7 @@ def serving(place, folder, *options, front=True):
 
 
 def start(place, folder, *options, front=True):
-    """Start a server, and return its process, in a session of its own, and its port once it answers."""
+    """Start a server in its own session; return its process and port once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,14 +92,14 @@ def start(place, folder, *options, front=True):
 
 
 def kill(process):
-    """Kill a server and all that it started."""
+    """Kill a server and everything it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _environment(folder, front):
-    """Return an environment in which this package is as pip would install it."""
+    """Return an environment that contains this package as pip would install it."""
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text("utf-8"))["project"]
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Requests that cannot have their prompt are refused before they enter the engine; vLLM's types are stood in for."""
+"""Requests that cannot have their prompt are refused before they enter the engine, with stand-ins for vLLM's types."""
 
 import types
 
@@ -94,7 +94,7 @@ def test_a_server_without_a_bank_refuses_prompts_and_nothing_else():
 
 def test_headers_that_decide_must_have_been_seen(came):
     gate = Gate(is_guarded=True)
-    with pytest.raises(PromptRefusedError, match="depends on its HTTP headers"):  # smuggled in beside alice's
+    with pytest.raises(PromptRefusedError, match="depends on its HTTP headers"):  # smuggled in with alice's
         check(request(name="bob"), gate, MODEL)
     admission.set(None)
     with pytest.raises(PromptRefusedError, match="depends on its HTTP headers"):

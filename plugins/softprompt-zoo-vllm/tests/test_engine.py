@@ -1,4 +1,4 @@
-"""vLLM writes what the prompted model's `generate` writes: each request with its own prompt, beside bare ones."""
+"""vLLM writes what the prompted model's `generate` writes: each request with its own prompt, among bare ones."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def engine(place, **options):
 
 
 def sampling(name, new_tokens=16, **options):
-    """Return greedy sampling with a prompt, or none."""
+    """Return parameters of greedy sampling, with or without a prompt."""
     if name is not None:
         options["extra_args"] = {"kv_transfer_params": {"soft_prompt": name}}
     return vllm.SamplingParams(temperature=0, max_tokens=new_tokens, min_tokens=new_tokens, ignore_eos=True, **options)
@@ -37,7 +37,7 @@ def test_every_request_has_its_own_prompt(place, request):
     expected = [place.expected(name, ids) for name, ids in rows]
     own = engine(place)
     request.addfinalizer(own.llm_engine.engine_core.shutdown)
-    for turn in range(3):  # the second and third time with blocks of the first
+    for turn in range(3):  # the second and third time reuse blocks of the first
         outputs = own.generate(
             [{"prompt_token_ids": ids} for _, ids in rows], [sampling(name) for name, _ in rows], use_tqdm=False
         )

@@ -1,4 +1,4 @@
-"""The front before a server that says what reached it."""
+"""The front, placed before a server that reports what reached it."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ STREAM = [
 
 
 class Server:
-    """Notes what reaches it, and answers with given messages."""
+    """A server that records what reaches it, and answers with given messages."""
 
     def __init__(self, messages):
         self.messages = messages
@@ -87,7 +87,7 @@ def error(answer):
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory):
-    """A bank with two prompts and one that is no prefix."""
+    """Return a bank with two prefixes and a prompt that is not a prefix."""
     folder = tmp_path_factory.mktemp("front") / "bank"
     model = tiny_model("llama")
     bank = zoo.PromptBank(folder, model)
@@ -178,8 +178,8 @@ def test_a_failure_is_explained_where_the_prompt_is_what_is_wrong(gate, messages
             await super().__call__(scope, receive, send)
 
     status, headers, data = ask(Counting(messages), gate, body)
-    assert len(tried) == 5  # the prompt may have been another for a moment
-    assert status == 500  # nothing is wrong with the prompt: the server's own words
+    assert len(tried) == 5  # the prompt may have been a different one for a moment
+    assert status == 500  # nothing is wrong with the prompt: this is the server's own message
     assert b"x-soft-prompt" not in headers
     assert "error" in json.loads(data)
 
@@ -233,7 +233,7 @@ def test_a_stream_that_begins_with_a_refusal_has_its_status(gate):
 def test_forms_and_other_methods_are_not_read(gate):
     server = Server(OK)
     form = [(b"content-type", b"multipart/form-data; boundary=x")]
-    with pytest.raises(AssertionError):  # the server sees the first part of two: nobody put them together
+    with pytest.raises(AssertionError):  # the server sees the first of two parts: nothing joined them
         ask(server, gate, {"model": "base:alice"}, headers=form)
     assert ask(server, gate, b"", method="GET", path="/v1/models")[0] == 200
     assert server.came is None
@@ -259,7 +259,7 @@ def careless(name, headers):
 @pytest.mark.parametrize("hook", ["allow", "allow_later"])
 def test_a_deployment_decides_who_may_have_which_prompt(bank, hook):
     gate = gates.Gate(Settings(bank=str(bank.address), authorize=f"{__name__}:{hook}"))
-    for name in ("alice", "nobody"):  # the answer does not tell whether a prompt is there
+    for name in ("alice", "nobody"):  # the answer does not reveal whether a prompt exists
         server = Server(OK)
         status, message = error(ask(server, gate, {"model": f"base:{name}"}, headers=[(b"X-User", b"bob")]))
         assert (status, message) == (403, f"this request may not use the soft prompt {name!r}")
@@ -267,7 +267,7 @@ def test_a_deployment_decides_who_may_have_which_prompt(bank, hook):
     assert ask(Server(OK), gate, {"model": "base:alice"}, headers=[(b"X-User", b"alice")])[0] == 200
     assert ask(Server(OK), gate, {"model": "base"})[0] == 200
     own = error(ask(Server(OK), gate, {"model": "base:alic"}, headers=[(b"x-user", b"alic")]))
-    assert own == (400, "there is no soft prompt 'alic'")  # and no hint at another's name
+    assert own == (400, "there is no soft prompt 'alic'")  # without a hint at another user's prompt
     assert asyncio.run(gate.names("", "", 9, {"x-user": "alina"})) == ["alina"]
 
 

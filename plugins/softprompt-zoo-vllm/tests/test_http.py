@@ -1,4 +1,4 @@
-"""A server: what clients say, and what they get."""
+"""A server: what clients send, and what they get."""
 
 import base64
 import concurrent.futures
@@ -28,7 +28,7 @@ GREEDY = {"temperature": 0, "max_tokens": 16, "min_tokens": 16, "ignore_eos": Tr
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A tiny llama, with a prompt that only alice may have."""
+    """Return a tiny llama, with a prompt that only alice may use."""
     place = make_place(tmp_path_factory.mktemp("llama"), "llama")
     base = AutoModelForCausalLM.from_pretrained(place.checkpoint)
     add(zoo.PromptBank(place.bank, base), base, "private-alice", "prefix_tuning", num_virtual_tokens=3)
@@ -54,7 +54,7 @@ def words(ids):
 
 
 def completion(client, name, ids):
-    """Name the prompt in the parameters."""
+    """Request a completion that names the prompt in the parameters, and return its tokens."""
     chosen = {} if name is None else {"kv_transfer_params": {"soft_prompt": name}}
     status, answer = client.post("/v1/completions", model="tiny", prompt=ids, **GREEDY, **chosen)
     assert status == 200, answer
@@ -64,7 +64,7 @@ def completion(client, name, ids):
 
 
 def chat(client, name, ids):
-    """Name the prompt in the model's name."""
+    """Request a chat that names the prompt in the model's name, and return its tokens."""
     model = "tiny" if name is None else f"tiny:{name}"
     messages = [{"role": "user", "content": words(ids)}]
     status, answer = client.post("/v1/chat/completions", model=model, messages=messages, **GREEDY)
@@ -74,7 +74,7 @@ def chat(client, name, ids):
 
 
 def stream(client, name, ids):
-    """Have the answer come in pieces, and read in its headers which prompt it had."""
+    """Request a streamed answer, whose headers must name its prompt, and return its tokens."""
     body = {"model": "tiny" if name is None else f"tiny:{name}", "prompt": ids, "stream": True, **GREEDY}
     status, headers, text = client.send("POST", "/v1/completions", body)
     assert status == 200, text
@@ -89,12 +89,12 @@ def test_every_request_has_its_own_prompt(llama, client, ask):
     rows = [(names[index % len(names)], texts[(index * 5) % len(texts)]) for index in range(24)]
     expected = [llama.expected(name, ids) for name, ids in rows]
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        for _ in range(2):  # the second time out of vLLM's own cache
+        for _ in range(2):  # the second time from vLLM's own cache
             assert list(threads.map(lambda row: ask(client, *row), rows)) == expected
 
 
 def encoded(tensor):
-    """Return a tensor as HTTP carries it."""
+    """Return a tensor encoded for HTTP."""
     buffer = io.BytesIO()
     torch.save(tensor, buffer)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -172,7 +172,7 @@ def test_a_deployment_says_who_may_have_which_prompt(llama, port, client):
     expected = llama.expected("private-alice", [5, 6, 7])
     assert completion(client, "private-alice", [5, 6, 7]) == expected
     bob = Client(port, "bob")
-    for name in ("private-alice", "private-nobody"):  # the answer does not tell whether it is there
+    for name in ("private-alice", "private-nobody"):  # the answer does not reveal whether it exists
         status, answer = bob.post("/v1/completions", model=f"tiny:{name}", prompt=[5, 6, 7])
         assert (status, answer["error"]["message"]) == (403, f"this request may not use the soft prompt {name!r}")
         assert bob.get(f"/v1/soft_prompts/{name}")[0] == 403

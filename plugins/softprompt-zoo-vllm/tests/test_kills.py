@@ -1,4 +1,4 @@
-"""Servers and a bank's writer that are killed while they work: what answers is right, before and after."""
+"""Servers and a bank's writer that are killed while they work: all answers are right, before and after."""
 
 import concurrent.futures
 import contextlib
@@ -39,7 +39,7 @@ for number in range(int(first), 10**6):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A bank with two prompts, of which the writer makes copies."""
+    """Return a model and a bank with two prompts, of which the writer makes copies."""
     place = make_place(tmp_path_factory.mktemp("llama"), "llama")
     base = AutoModelForCausalLM.from_pretrained(place.checkpoint)
     bank = zoo.PromptBank(place.bank, base)
@@ -54,19 +54,19 @@ def everything(process):
 
 
 def server_alone(process):
-    """Kill what takes requests in; the engine is left behind."""
+    """Kill only the process that takes requests; the engine is left behind."""
     os.kill(process.pid, signal.SIGKILL)
 
 
 def engine_alone(process):
-    """Kill what computes."""
+    """Kill the processes that compute."""
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 
 
 def ask_until_it_is_gone(port, rows, wrong):
-    """Ask, and note each answer that is not one of those it may be; return how many were right."""
+    """Ask, and record each answer that is not an allowed one; return how many were right."""
     right = 0
     for name, allowed in rows:
         try:

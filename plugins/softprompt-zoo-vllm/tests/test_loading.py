@@ -1,4 +1,4 @@
-"""A worker's side without vLLM: the right numbers in the right slots, and failures that are one request's alone."""
+"""The worker's side without vLLM: the right numbers in the right slots, and failures that affect only one request."""
 
 import types
 
@@ -16,7 +16,7 @@ HEADS, WIDTH, SLOTS = 4, 3, 64
 
 
 class FakeCatalog:
-    """Prompts of random numbers for two layers; counts how often one is read."""
+    """A catalog of prompts with random numbers for two layers; it counts the reads."""
 
     def __init__(self):
         self.num_reads = 0
@@ -37,7 +37,7 @@ class FakeCatalog:
 
 
 class FakeAttention(types.SimpleNamespace):
-    """A layer whose cache is one row for each slot."""
+    """A layer whose cache has one row for each slot."""
 
     def __init__(self):
         super().__init__(kv_cache=torch.full((2, SLOTS, HEADS, WIDTH), torch.nan))
@@ -50,7 +50,7 @@ class FakeAttention(types.SimpleNamespace):
 
 @pytest.fixture
 def worker():
-    """A loader with two layers of two groups, blocks of 4 and of 8 tokens, and two of the four heads."""
+    """Return a loader with two layers of two groups, blocks of 4 and of 8 tokens, and two of the four heads."""
     catalog = FakeCatalog()
     loader = Loader(Settings("bank", cache_bytes=10**6), catalog, [4, 8], torch.float32)
     modules = [FakeAttention(), FakeAttention()]
@@ -127,7 +127,7 @@ def test_the_cache_of_tables_keeps_to_its_bound():
     cache = TableCache(2 * table.num_bytes)
     for name in "abc":
         cache.put(name, "1", table)
-        cache.get("a", "1")  # and so it is not the one used longest ago
+        cache.get("a", "1")  # so that it is not the least recently used one
     assert [cache.get(name, "1") for name in "abc"] == [table, None, table]
     assert cache.get("a", "2") is None
     small = TableCache(table.num_bytes - 1)

@@ -1,4 +1,4 @@
-"""What the pages of the docs show of vLLM and Ray runs, and gives what `generate` gives."""
+"""The docs' examples of vLLM and Ray run, and give what `generate` gives."""
 
 import contextlib
 import http.client
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def block(page, title):
-    """Return the code of a block of a page."""
+    """Return the code of a block on a page."""
     begin = f'```python title="{title}"\n'
     return (DOCS / page).read_text("utf-8").partition(begin)[2].partition("```\n")[0]
 
@@ -57,11 +57,11 @@ def test_two_data_parallel_engines(llama, tmp_path):
 
 
 def test_two_replicas_of_ray_serve_over_one_bank(llama, tmp_path, monkeypatch):
-    """Over an fsspec address, which each replica reads for itself."""
+    """The bank is at an fsspec address, which each replica reads for itself."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     serve = pytest.importorskip("ray.serve", reason="Ray is not installed: pip install ray[serve]")
     (tmp_path / "ray_app.py").write_text(block("serve-every-user.md", "needs Ray: ray_app.py"))
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # as any other test
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # like any other test
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     address = f"file://{tmp_path}/bank"

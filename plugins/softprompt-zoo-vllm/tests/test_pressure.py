@@ -58,7 +58,7 @@ def test_answers_stay_the_same(either, pressure, request):
 
 
 def test_failing_requests_end_alone(either, request):
-    """Unknown, too long, gone and damaged prompts, and what vLLM would run without its prompt."""
+    """Unknown, too long, deleted and damaged prompts, and requests that vLLM would run without their prompt."""
     rows, expected = rows_of(either, 12)
     own = engine(either, max_model_len=256)
     request.addfinalizer(own.llm_engine.engine_core.shutdown)
@@ -84,7 +84,7 @@ def test_a_prompt_is_replaced_and_deleted_under_a_running_engine(llama, request)
     for length in (40, 39, 40):
         add(bank, base, "changing", "prefix_tuning", seed=len(answers), num_virtual_tokens=length)
         expected = llama.expected("changing", text)
-        for _ in range(2):  # the second time out of vLLM's own cache
+        for _ in range(2):  # the second time from vLLM's own cache
             assert written(write(own, [("changing", text)])) == [expected]
         answers.append(expected)
     assert len(set(map(tuple, answers))) == len(answers)

@@ -1,4 +1,4 @@
-"""The scheduler's side without vLLM: which room a request gets, which blocks are filled, and how it ends otherwise."""
+"""The scheduler's side without vLLM: how much room a request gets, which blocks are filled, and how else it may end."""
 
 import concurrent.futures
 import types
@@ -13,7 +13,7 @@ import softprompt_zoo as zoo
 
 
 class FakeCatalog:
-    """Two prompts, one of which may be replaced."""
+    """A catalog of two prompts, one of which may be replaced."""
 
     def __init__(self):
         self.entries = {"alice": zoo.PrefixEntry("alice", "aa", 5), "bob": zoo.PrefixEntry("bob", "bb", 40)}
@@ -25,7 +25,7 @@ class FakeCatalog:
 
 
 class FakeRequest(types.SimpleNamespace):
-    """What is used of vLLM's `Request`."""
+    """The parts of vLLM's `Request` that are used."""
 
     def __init__(self, name, ids=(7, 8, 9), request_id="r", **changes):
         chosen = None if name is None else {"soft_prompt": name}
@@ -45,7 +45,7 @@ def planner(**options):
 
 
 def blocks(*groups):
-    """Blocks of two groups; a window has moved past those that are `None`."""
+    """Return blocks of two groups; a window has moved past those that are `None`."""
     made = [[types.SimpleNamespace(block_id=one, is_null=one is None) for one in group] for group in groups]
     return types.SimpleNamespace(blocks=made)
 
@@ -71,7 +71,7 @@ def test_a_prompt_gets_room_and_its_blocks():
     [load] = own.take_step().loads
     assert (load.name, load.stamp, load.begin, load.end) == ("alice", "aa", 0, 5)
     assert load.blocks == ((10, 11), (None,))
-    own.allocated(request, blocks([10, 11, 12], [None, 20]), 0)  # vLLM asks again once it was loaded
+    own.allocated(request, blocks([10, 11, 12], [None, 20]), 0)  # vLLM asks again once the prompt is loaded
     assert not own.take_step().loads
     assert own.finish(request) == {"soft_prompt": "alice", "stamp": "aa", "num_tokens": 5}
 
@@ -118,9 +118,9 @@ def test_what_is_computed_with_a_prompt_goes_on_with_it():
     own.add(request)
     salt = request.cache_salt
     own._catalog.entries["bob"] = zoo.PrefixEntry("bob", "b2", 40)
-    assert own.matched_tokens(request, 32) == (8, True)  # blocks of it are in vLLM's cache
+    assert own.matched_tokens(request, 32) == (8, True)  # some of its blocks are in vLLM's cache
     request.num_output_tokens = 1
-    assert own.matched_tokens(request, 0) == (40, True)  # preempted within its answer
+    assert own.matched_tokens(request, 0) == (40, True)  # preempted during its answer
     assert (request.cache_salt, own.finish(request)["stamp"]) == (salt, "bb")
 
 
@@ -129,7 +129,7 @@ def test_a_prompt_that_went_or_grew_while_its_request_waited():
     own.add(gone)
     own.add(grown)
     own._catalog.entries = {"bob": zoo.PrefixEntry("bob", "b2", 70)}
-    assert own.matched_tokens(gone, 0) == (5, True)  # a worker may have it still
+    assert own.matched_tokens(gone, 0) == (5, True)  # a worker may still have it
     assert own.matched_tokens(grown, 0) == (1, True)
     assert grown.prompt_token_ids == [7, 8, 9]
     own.allocated(grown, blocks([10], [20]), 1)
@@ -170,6 +170,6 @@ def test_a_bank_at_an_address_keeps_only_its_own_requests_waiting(monkeypatch):
     assert own.matched_tokens(request, 0) == (None, False)
     assert own.matched_tokens(FakeRequest(None, request_id="other"), 0) == (0, False)
     coming.set_result(zoo.PrefixEntry("alice", "aa", 5))
-    assert own.matched_tokens(request, 0) == (None, False)  # vLLM has looked for the text alone so far
+    assert own.matched_tokens(request, 0) == (None, False)  # so far, vLLM has looked only for the text
     assert own.matched_tokens(request, 0) == (5, True)
     assert request.num_prompt_tokens == 8

@@ -13,7 +13,7 @@ import softprompt_zoo as zoo
 
 @pytest.fixture(autouse=True)
 def program(tmp_path, monkeypatch):
-    """A folder of programs with one called vllm, found though it is not on the path; it is installed."""
+    """Pretend that vLLM is installed; return its program, which is found although its folder is not on the path."""
     for name in ("vllm", "python"):
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)

@@ -7,7 +7,7 @@ from softprompt_zoo_vllm.settings import check_deployment
 
 
 def deployment(policy="fail", runner="generate", mla=False, **parallel):
-    """What is asked of vLLM's configuration."""
+    """Return the parts of vLLM's configuration that are read."""
     return types.SimpleNamespace(
         kv_transfer_config=types.SimpleNamespace(kv_load_failure_policy=policy),
         parallel_config=types.SimpleNamespace(**parallel),

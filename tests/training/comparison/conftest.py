@@ -12,7 +12,7 @@ SMALL = ("--steps", 2, "--seeds", "0,1", "--metric-rows", 2, "--dtype", "float32
 
 @pytest.fixture(scope="session")
 def bench(place):
-    """The model is loaded; every trial leaves it as it was."""
+    """Return a bench whose model is loaded; every trial leaves the model as it was."""
     settings = tiny_settings(place, place / "unused", options={}, template="{input} :\n")
     made = Bench(settings, Choices(steps=2, batch_size=4, shots=2), lambda line: None)
     made.load()
@@ -21,7 +21,7 @@ def bench(place):
 
 @pytest.fixture(scope="session")
 def compare(place):
-    """Run the command on the tiny model."""
+    """Return a function that runs the command on the tiny model."""
 
     def run(output, *words, **options):
         data = ("--data", place / "train.jsonl", "--validation", place / "validation.jsonl", "--output", output)
@@ -32,7 +32,7 @@ def compare(place):
 
 @pytest.fixture(scope="session")
 def compared(place, compare):
-    """The folder of a whole comparison, and what was printed."""
+    """Return the folder of a whole comparison, and what was printed."""
     output = place / "compared"
     result = compare(output, "--methods", "prompt-tuning,cpt", "--handwritten", "w1 w2")
     assert result.exit_code == 0, result.output

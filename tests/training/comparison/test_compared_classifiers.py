@@ -1,4 +1,4 @@
-"""Classification with a task head: every candidate trains the head along, and leaves it as it was."""
+"""Classification with a task head: every candidate also trains the head, and restores the original afterwards."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The command: what it writes, how it goes on, and what it refuses."""
+"""The `compare` command: what it writes, how it continues, and what it refuses."""
 
 import csv
 import errno

@@ -1,4 +1,4 @@
-"""`compare --config`: a comparison by a file, the file it leaves, and what is said of one that cannot be used."""
+"""`compare --config`: a comparison from a file, the file it writes, and messages about files that cannot be used."""
 
 import json
 

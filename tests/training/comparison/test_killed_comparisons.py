@@ -1,4 +1,4 @@
-"""A comparison that is killed loses the trial that was running, and no other."""
+"""A comparison that is killed loses only the trial that was running."""
 
 import os
 import signal

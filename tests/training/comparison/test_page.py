@@ -36,7 +36,7 @@ def test_the_report_says_what_the_terminal_said(compared):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_report_fits_a_phone_and_a_desk(compared, tmp_path, width):
     report = (compared[0] / "report.html").read_text("utf-8").replace("</body>", f"{PROBE}</body>")
-    page = tmp_path / "page.html"  # a frame, for a window is never as narrow as a phone
+    page = tmp_path / "page.html"  # a frame, because a window is never as narrow as a phone
     frame = f'<iframe style="border: 0" width="{width}" height="900" srcdoc="{html.escape(report)}"></iframe>'
     page.write_text(f"<!doctype html>{frame}", "utf-8")
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -9,7 +9,7 @@ from softprompt_zoo.training.comparison import statistics
 
 @pytest.mark.parametrize("freedom", [1, 2, 5, 20])
 def test_quantiles_leave_a_fortieth_above(freedom):
-    """By the density of Student's t, summed in small steps from 0 on."""
+    """The oracle is the density of Student's t, summed in small steps from 0."""
     factor = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
     end, count = statistics.QUANTILES[freedom - 1], 20_000
     width = end / count
@@ -29,7 +29,7 @@ def test_one_seed_has_no_interval():
 
 
 def test_a_difference_is_paired_by_rows():
-    """Rows differ much more than the two sides do, which are always 0.1 apart."""
+    """Rows differ much more than the two sides, which are always 0.1 apart."""
     rows = [0.0, 5.0, 10.0, 20.0]
     found = statistics.difference([[row + 0.1 for row in rows]], [rows])
     assert found.value == pytest.approx(0.1)

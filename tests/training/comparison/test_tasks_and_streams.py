@@ -1,4 +1,4 @@
-"""Comparisons on rows of several tasks, and on rows that are read while training."""
+"""Comparisons on rows of several tasks, and on rows that are read during training."""
 
 import json
 
@@ -26,7 +26,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(place):
-    """Rows of two tasks, twice as many of one."""
+    """Return a bench with rows of two tasks, twice as many of the first."""
     texts = [" ".join(WORDS[number : number + 4]) for number in range(6)]
     rows = [{"input": text, "target": text.split()[0], "task": "first"} for text in texts]
     rows += [{"input": text, "target": text.split()[-1], "task": "last"} for text in texts[:3]]
@@ -85,7 +85,7 @@ def test_rows_that_are_streamed_are_those_in_memory(place):
     for name in ("untrained-0", "few-shot-1"):
         assert by_name[1][name]["row_losses"] == by_name[0][name]["row_losses"]
     assert by_name[1]["prompt_tuning-0"]["loss"] != by_name[1]["prompt_tuning-1"]["loss"]
-    compare_in(place, "streamed", data={"streaming": True}, **changes)  # goes on, and has nothing to do
+    compare_in(place, "streamed", data={"streaming": True}, **changes)  # continues, with nothing left to do
     assert results_in(place / "streamed") == streamed
 
 

@@ -27,7 +27,7 @@ def trials(bench):
 
 @pytest.fixture(scope="module")
 def ran(bench, trials):
-    """What each trial gave, and the model as it left it."""
+    """Return each trial's result, and the model as the trial left it."""
     return {name: (run_trial(trials[name], bench), copy.deepcopy(bench.model)) for name in NAMES}
 
 
@@ -51,7 +51,7 @@ def test_the_model_is_left_bitwise_as_it_was(ran, place, name):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True))
     assert all(parameter.requires_grad for parameter in model.parameters())
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
-    assert {hook.__module__.split(".")[0] for hook in hooks} <= {"transformers"}  # what records hidden states stays
+    assert {hook.__module__.split(".")[0] for hook in hooks} <= {"transformers"}  # hooks that record hidden states stay
     assert torch.equal(outputs(model), outputs(fresh.eval()))
 
 

@@ -12,7 +12,7 @@ def test_the_time_left_is_that_of_the_same_candidates_else_of_what_is_trained_li
     waiting = [trial("lora", 30, 1), trial("prompt_tuning", 30), trial("few-shot", 0)]
     assert estimate([], waiting) is None
     quick = [(trial("untrained", 0), 2.0)]
-    assert estimate(quick, waiting) is None  # nothing is known of what is trained
+    assert estimate(quick, waiting) is None  # nothing is known about trained candidates
     assert estimate(quick, waiting[2:]) == 2
     there = [*quick, (trial("lora", 30), 10.0), (trial("cpt", 30), 40.0)]
     assert estimate(there, waiting) == 10 + 25 + 2

@@ -1,4 +1,4 @@
-"""Chats, whose loss is that of the assistant's tokens alone."""
+"""Chats, whose loss is that of the assistant's tokens only."""
 
 import json
 
@@ -24,9 +24,9 @@ TEMPLATE = (
     "{% for call in message.tool_calls %}w55 {{ call.function.name }}{% endfor %}</s>END\n"
     "{% else %}{{ message.content }}</s>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<s>w53 {% endif %}"
 )
-"""What it is called by is a word, so that every token is seen."""
+"""A chat template that writes roles and calls as words, so that every token is visible."""
 THINKING = TEMPLATE.replace("BEGIN", "BEGIN{% if loop.last %}w58 w59 {% endif %}")
-"""Puts an empty thought before an answer that is the last message, and nowhere else, as some models' own do."""
+"""Puts an empty thought only before an answer that is the last message, as some models' templates do."""
 
 
 def plain(template):
@@ -77,7 +77,7 @@ def settings(chats, output, **changes):
 
 @pytest.mark.parametrize(("template", "given"), [(TEMPLATE, CHATS), (THINKING, CHATS[:3])])
 def test_the_loss_covers_what_the_assistant_says_token_by_token(chats, template, given):
-    """The oracle is transformers' own, which needs a template that marks what is generated."""
+    """The oracle is transformers' own mask, which needs a template that marks what is generated."""
     base = Base(str(chats / "model"))
     base.tokenizer.chat_template = plain(template)
     objective = Chatting(base, "{input}\n")

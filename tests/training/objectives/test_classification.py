@@ -1,4 +1,4 @@
-"""Classes told apart by a task head, and by the words that a language model writes."""
+"""Classification by a task head, and by the words that a language model writes."""
 
 import json
 
@@ -42,7 +42,7 @@ def scores(output):
 def test_a_head_is_trained_along_on_encoders_and_decoders(labeled, tmp_path, model, objective):
     options = {"num_virtual_tokens": 3}
     learning = {"steps": 20, "batch_size": 12, "learning_rate": 0.03, "options": options, "method": "prefix"}
-    learning |= {"data": str(labeled / "validation.jsonl")}  # whether it generalizes is a question to real models
+    learning |= {"data": str(labeled / "validation.jsonl")}  # generalization is a question for real models
     printed = train(settings(labeled, tmp_path / "run", model, objective=objective, **learning))
     trained = scores(tmp_path / "run")["trained prompt"]
     assert trained["loss"] < scores(tmp_path / "run")["base model"]["loss"]
@@ -109,7 +109,7 @@ def test_a_language_model_learns_label_words_from_the_command_line(labeled, tmp_
 
 def test_metrics_have_known_values():
     assert accuracy("aab", "abb") == pytest.approx(2 / 3)
-    # Of a: precision 1/2 and recall 1; of b: 1 and 1/2.
+    # For a: precision 1/2 and recall 1; for b: 1 and 1/2.
     assert macro_f1("aab", "abb") == pytest.approx(2 / 3)
     assert macro_f1("aaa", "abb") == pytest.approx((0.5 + 0) / 2)
     assert macro_f1("ac", "aa") == pytest.approx((2 / 3 + 0) / 2)

@@ -16,7 +16,7 @@ METHOD = "multitask_prompt_tuning"
 
 
 def rows_of(count):
-    """Write rows of two tasks, one after the other: the same inputs, the first word or the last."""
+    """Return rows of two tasks, one after the other: the same inputs; the target is the first word or the last."""
     texts = [" ".join(WORDS[number : number + 4]) for number in range(count)]
     places = {"first": 0, "last": -1}
     return [
@@ -44,7 +44,7 @@ def settings(place, output, **changes):
 
 
 def loss_of(model, tokenizer, tasks):
-    """Measure the mean loss of target tokens row by row, with tasks in an order."""
+    """Compute the mean loss of target tokens row by row, with the tasks in the given order."""
     losses = []
     for row in rows_of(3):
         ids, target = (tokenizer(row[name])["input_ids"] for name in ("input", "target"))

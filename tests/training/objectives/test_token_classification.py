@@ -16,7 +16,7 @@ from softprompt_zoo.training.objectives.token_classification import TokenClassif
 
 
 def rows_of(count, seed=0):
-    """Write rows whose words are tagged by their number."""
+    """Return rows whose words are tagged by their number."""
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -48,7 +48,7 @@ def settings(tagged, output, model="bert", **changes):
 @pytest.mark.parametrize("model", ["bert", "llama"])
 def test_tags_are_learned_measured_and_told(tagged, tmp_path, model):
     learning = {"steps": 30, "batch_size": 20, "learning_rate": 0.03, "options": {"num_virtual_tokens": 3}}
-    learning |= {"data": str(tagged / "validation.jsonl")}  # whether it generalizes is a question to real models
+    learning |= {"data": str(tagged / "validation.jsonl")}  # generalization is a question for real models
     train(settings(tagged, tmp_path / "run", model, method="prefix", **learning))
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["objective"] == {"name": "token-classification", "classes": ["high", "low"]}

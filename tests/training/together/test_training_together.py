@@ -1,4 +1,4 @@
-"""Trainings that share their batches: each becomes what transformers' Trainer makes of it alone."""
+"""Training runs that share batches: each gives what transformers' Trainer gives for it alone."""
 
 import math
 
@@ -18,7 +18,7 @@ from softprompt_zoo.training.trainer import RunTrainer
 
 
 class Data:
-    """Rows for a tiny model, and what validates on them."""
+    """Rows for a tiny model, and an evaluator for validation."""
 
     def __init__(self, folder, architecture="llama"):
         save_tiny(folder / "model", architecture)
@@ -29,7 +29,7 @@ class Data:
         self.evaluator = Evaluator(read_examples(write_rows(folder / "validation.jsonl", 3, seed=1)), objective, 1)
 
     def runs(self, method, changes):
-        """Return by name the options and the arguments of trainings."""
+        """Return the options and the training arguments of each run, by name."""
         chosen = {"max_steps": 6, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 3}
         fixed = {"save_strategy": "no", "logging_steps": 1, "logging_nan_inf_filter": False}
         fixed |= {"remove_unused_columns": False, "dataloader_pin_memory": False, "disable_tqdm": True}
@@ -41,7 +41,7 @@ class Data:
         return runs
 
     def model(self):
-        """Return the tiny model without dropout, which would draw others together than alone."""
+        """Return the tiny model without dropout, whose random numbers would differ between runs together and alone."""
         model = tiny_model(self.architecture)
         for name in vars(model.config):
             if "dropout" in name:
@@ -51,7 +51,7 @@ class Data:
         return without.eval()
 
     def alone(self, method, run, callbacks=()):
-        """Return the learned tensors and the history of a training by itself."""
+        """Return the learned tensors and the history of a run by itself."""
         options, arguments = run
         model = self.model()
         set_seed(arguments.seed)
@@ -132,7 +132,7 @@ def test_an_encoder_decoder_whose_loss_is_taken_of_its_logits(tmp_path):
 
 
 class Overflow(TrainerCallback):
-    """Makes a prompt infinite after a step."""
+    """A callback that makes a prompt infinite after a step."""
 
     def __init__(self, name, step=2):
         self.name, self.step = name, step

@@ -1,4 +1,4 @@
-"""Trials on Ray: two local workers give what the plain run gives; what cannot be asked for is refused at once."""
+"""Trials on Ray: two local workers give what the plain run gives; impossible options are refused at once."""
 
 import pytest
 from helpers.tiny_comparisons import assert_same_results, compare_in, make_place
@@ -9,7 +9,7 @@ from softprompt_zoo.training.comparison.running.choice import Running
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's and Tune's own
+@pytest.mark.filterwarnings("ignore")  # the warnings of Ray and Tune
 def test_two_workers_give_what_the_plain_run_gives(tmp_path):
     pytest.importorskip("ray")
     place = make_place(tmp_path)

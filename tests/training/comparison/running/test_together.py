@@ -1,4 +1,4 @@
-"""Comparisons whose trials share their batches give the files that they give one by one."""
+"""Comparisons whose trials share batches write the same files as with trials run one by one."""
 
 import pytest
 from helpers.tiny_comparisons import assert_same_results, compare_in, make_place

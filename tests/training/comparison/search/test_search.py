@@ -1,4 +1,4 @@
-"""Searches on a tiny model: what they choose, what they give, how they go on, and two processes on one study."""
+"""Searches on a tiny model: what they choose, their results, how they continue, and two processes on one study."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def searched(place):
-    """A search of three trials, and what it printed."""
+    """Return what a search of three trials printed, and its results."""
     printed, results = compare_in(place, "searched", Running(search=3), **CHANGES)
     return printed, results
 
@@ -80,7 +80,7 @@ def test_a_search_of_nothing_is_refused():
 
 
 def check_rounds(place, name, running, size):
-    """Search in rounds; hold it against plain runs of the trials that it chose."""
+    """Search in rounds, and compare with plain runs of the trials that were chosen."""
     printed, results = compare_in(place, name, running, **CHANGES)
     tried = [trial for trial in trials_in(place / name) if trial["seed"] == 0]
     assert len(tried) == 4
@@ -101,7 +101,7 @@ def test_trials_that_are_chosen_together_share_batches(place):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's and Tune's own
+@pytest.mark.filterwarnings("ignore")  # the warnings of Ray and Tune
 def test_two_workers_search(place):
     pytest.importorskip("ray")
     check_rounds(place, "ray", Running(search=4, on="ray", workers=2), 0)

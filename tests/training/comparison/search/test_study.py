@@ -1,4 +1,4 @@
-"""Studies of a search: how many trials there are, what is pruned, and the trials of processes that are gone."""
+"""Studies of a search: the number of trials, what is pruned, and trials whose process has died."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_the_trials_of_a_process_that_is_gone_are_run_again(workers):
 
 
 class State:
-    """What Trainer shows of a training."""
+    """The part of Trainer's state that shows a run's losses."""
 
     def __init__(self, losses):
         self.log_history = [{"loss": 1.0, "step": 1}, *({"eval_loss": x, "step": n} for n, x in enumerate(losses))]
