@@ -202,7 +202,7 @@ def test_every_page_is_in_the_navigation():
 def test_the_way_of_a_virtual_token_is_the_one_it_takes():
     told = re.findall(r"^\d+\. `([\w/]+\.py)`", (DOCS / "explanation/architecture.md").read_text("utf-8"), re.MULTILINE)
     model = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
-    model(input_ids=torch.tensor([[5, 6, 7]]))  # what is done only once is done here
+    model(input_ids=torch.tensor([[5, 6, 7]]))  # does the work that is done only once
     taken = walk(lambda: model(input_ids=torch.tensor([[5, 6, 7]]))).files
     assert told == [file for file in taken if file in told]
 

@@ -20,7 +20,7 @@ def said(cell):
 
 
 def without_numbers(text):
-    """Return a text without its numbers and with single spaces: a number with another digit moves what follows it."""
+    """Return a text without its numbers and with single spaces: a longer number moves what follows it."""
     return re.sub(r"[ ─━]+", " ", NUMBER.sub("…", text))
 
 

@@ -155,7 +155,7 @@ def test_padding_changes_nothing(task, architecture, side):
         assert side == "left"
         counting = ("bert", "distilbert", "electra", "albert", "gpt2", "t5", "bart")
         assert task in ("sequence", "choice") or architecture in counting
-        if architecture != "gpt2":  # its positions come from the mask once there is a prompt
+        if architecture != "gpt2":  # GPT-2's positions come from the mask once there is a prompt
             return
     assert_equal(actual, expected, f"{side} padding")
 

@@ -45,7 +45,7 @@ KINDS = {
     "multitask_prompt_tuning": (3, 7),
     "p_tuning": (2, 3, 5, 8),
 }
-"""Methods to the lengths of their prompts; more than five of them are different."""
+"""Methods to the lengths of their prompts, which include more than five different ones."""
 ROWS = 16
 
 

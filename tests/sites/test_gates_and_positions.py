@@ -1,4 +1,4 @@
-"""Positions of text with gated tokens, which take up none: those that the base model uses, except for padding."""
+"""Text with gated tokens, which take up no positions, stands where the base model puts it, except for padding."""
 
 import pytest
 import torch

@@ -30,7 +30,7 @@ def run(model, ids, names, more=0, **arguments):
     """Run rows, with the positions of their text increased by `more`."""
     if model.config.is_encoder_decoder:
         arguments["decoder_input_ids"] = DECODER.expand(len(ids), -1)
-    elif "deberta" not in model.config.model_type:  # its positions are relative
+    elif "deberta" not in model.config.model_type:  # DeBERTa's positions are relative
         arguments["position_ids"] = (torch.arange(LENGTH) + more)[None]
     with torch.no_grad():
         return model(input_ids=ids, prompts=names, **arguments).logits

@@ -33,7 +33,7 @@ def run(model, name, moved=0, **arguments):
     """Run a prompt on the text, with the positions of the text decreased by `moved`."""
     if model.config.is_encoder_decoder:
         arguments["decoder_input_ids"] = DECODER
-    elif "deberta" not in model.config.model_type:  # its positions are relative
+    elif "deberta" not in model.config.model_type:  # DeBERTa's positions are relative
         arguments["position_ids"] = torch.arange(TEXT.shape[1])[None] + MORE - moved
     with torch.no_grad():
         return model(input_ids=TEXT, prompts=name, **arguments).logits

@@ -114,7 +114,7 @@ def test_without_a_template_the_turns_are_plain_text():
 
 
 def test_a_default_system_message_is_left_out():
-    """Some templates write their own if the chat has none, but the cartridge stands there."""
+    """Some templates write a system message if the chat has none, but the cartridge stands there."""
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ ' w91 w50 w99 ' }}{% endif %}" + CHAT
     assert cartridge.turn(tokenizer, "w5").split() == ["w92", "w5", "w99", "w93"]

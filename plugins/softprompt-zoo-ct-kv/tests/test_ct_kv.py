@@ -75,7 +75,7 @@ HIDDEN = [OWN[1], (), OWN[0], OWN[2]]
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @torch.no_grad()
 def test_a_row_that_is_an_example_does_not_see_it(architecture, side):
-    """This is so in training; other rows see all tokens. Each row is compared with the base model run on it alone."""
+    """Only in training; other rows see all examples. Each row is compared with the base model run on it alone."""
     model, base = attach(architecture).train(), tiny_model(architecture).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

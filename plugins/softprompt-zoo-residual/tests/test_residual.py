@@ -106,7 +106,7 @@ def test_training_starts_from_words_and_a_gain_adds_to_them(options):
 
 
 def test_of_gain_one_the_net_adds_numbers_of_size_one():
-    """The source starts like this: with a layer norm of weight one."""
+    """This is how the source starts: with a layer norm of weight one."""
     model = attach(gain=1.0)
     added = built(model) - learned(model).embeddings
     assert torch.allclose(added.square().mean(dim=1), torch.ones(TOKENS), atol=1e-2)

@@ -29,7 +29,7 @@ def learned(model):
 
 
 def of_two_features(**options):
-    """Return two prompts of one token of two features, (1, 10) and (100, 1000), each for the texts of one feature."""
+    """Return parameters of two one-token prompts, (1, 10) and (100, 1000), each for the texts of one feature."""
     config = smop.Config(num_virtual_tokens=1, num_prompts=2, **options)
     parameters = smop.Parameters(config, SimpleNamespace(hidden_size=2, dtype=torch.float32, device="cpu"))
     with torch.no_grad():
