@@ -27,7 +27,7 @@ from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_another_prompt_in_every_row(architecture):
-    """Rows fill their slots from their own prompt; a row without a prompt has none and gives the base model's output."""
+    """Rows fill their slots from their own prompt; one without a prompt has none and gives the base model's output."""
     subject, words = subject_and_words(architecture)
     subject.model.prompts.add("longer", "p_tuning", num_virtual_tokens=TOKENS + 3)
     longer = made_of(subject.model, "longer", 1)
