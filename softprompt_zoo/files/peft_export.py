@@ -1,4 +1,4 @@
-"""Writing a prompt as a PEFT adapter; `peft_prefixes` and `peft_modules` hold parts of it.
+"""Writing a prompt as a PEFT adapter, with `peft_fields`, `peft_prefixes` and `peft_modules`.
 
 The plain tokens alone determine the type: tokens at the input embeddings are PEFT's PROMPT_TUNING, keys and values
 its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
@@ -7,38 +7,25 @@ its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
 import dataclasses
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
-from softprompt_zoo.files import peft_folder, peft_modules
+from softprompt_zoo.files import peft_fields, peft_folder, peft_modules
 from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.files.peft_folder import ORIGIN_KEY, Origin
-from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix
+from softprompt_zoo.files.peft_prefixes import TENSOR_KEY, flat_prefix
 from softprompt_zoo.files.writing import make_directory
 from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.prompt_set import PromptSet
 from softprompt_zoo.prompt.task_heads import copy_head
-from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
-
-TASKS = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-}
-"""Maps the ending of a transformers class to PEFT's name of the task; PEFT treats others as feature extraction."""
 
 
 def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None = None) -> None:
@@ -103,18 +90,25 @@ def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[Pef
     chosen = _only_active(own) if name is None else name
     prompt = own.prompts[chosen]
     prompt.refuse_weight(f"prompt {chosen!r}", "a PEFT adapter")
-    task = _task_type(own.architecture)
+    task = peft_fields.task_type(own.architecture)
     with torch.no_grad():
         tokens = prompt.merged_tokens(own.backbone)
         if task_id is not None:
             tokens = one_task(tokens, task_id, chosen)
         peft_modules.check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
         is_whole = not prompt.is_merged and task_id is None
-        files = with_sizes(_expressed(prompt, tokens, own.backbone, task, is_whole), own.backbone)
+        files = _with_sizes(_expressed(prompt, tokens, own.backbone, task, is_whole), own.backbone)
     files = _with_head(files, prompt, own.backbone, task)
-    general = {"task_type": task, "inference_mode": True, "revision": None, "auto_mapping": None}
-    fields = {**general, "base_model_name_or_path": own.base_name}
-    return files, fields, Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
+    origin = Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
+    return files, peft_fields.general(task, own.base_name), origin
+
+
+def _with_sizes(files: PeftFiles, backbone: Backbone) -> PeftFiles:
+    """Add the sizes that PEFT requires to an adapter that is a prompt."""
+    if TENSOR_KEY not in files.tensors:
+        return files
+    layers = next(iter(backbone.layers.values()), ())
+    return PeftFiles(peft_fields.with_sizes(files.fields, layers, backbone.hidden_size), files.tensors)
 
 
 def _only_active(own: PromptSet) -> str:
@@ -161,33 +155,6 @@ def _write(directory: Path, files: PeftFiles, general: dict[str, Any], origin: O
     peft_folder.write(directory, {**general, **files.fields}, tensors, metadata)
 
 
-def with_sizes(files: PeftFiles, backbone: Backbone) -> PeftFiles:
-    """Add the sizes that PEFT requires of a prompt but does not find in every model's config.
-
-    Args:
-        files: The adapter. Not changed.
-        backbone: Sizes of the model.
-
-    Returns:
-        The adapter; one that is not a prompt is unchanged.
-    """
-    if TENSOR_KEY not in files.tensors:
-        return files
-    layers = next(iter(backbone.layers.values()), ())
-    # At the input embeddings PEFT requires layers and heads but does not use them.
-    sizes = {
-        "num_layers": len(layers) or 1,
-        "num_attention_heads": _attention_heads(layers),
-        "token_dim": backbone.hidden_size,
-    }
-    known = {name: value for name, value in files.fields.items() if value is not None or name not in sizes}
-    return PeftFiles({**sizes, **known}, files.tensors)
-
-
-def _attention_heads(layers: Sequence[LayerShape]) -> int:
-    return next((layer.heads or layer.kv_heads for layer in layers), 1)
-
-
 def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
     """Express plain tokens in PEFT's format.
 
@@ -209,20 +176,8 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
             "task=…, or export them all before merging"
         )
     if tokens.at_input is not None:
-        return _prompt_tuning(tokens.at_input)
+        return PeftFiles(peft_fields.of_input_tokens(*tokens.at_input.shape), {TENSOR_KEY: tokens.at_input})
     return _prefix_tuning(placement, backbone, task_type)
-
-
-def _prompt_tuning(embeddings: Tensor) -> PeftFiles:
-    count, hidden = embeddings.shape
-    config = {
-        "peft_type": "PROMPT_TUNING",
-        "num_virtual_tokens": count,
-        "token_dim": hidden,
-        "num_transformer_submodules": 1,
-        "prompt_tuning_init": "RANDOM",
-    }
-    return PeftFiles(config, {TENSOR_KEY: embeddings})
 
 
 def _check_windows(backbone: Backbone) -> None:
@@ -255,18 +210,5 @@ def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> 
     flat, layers, shape = flat_prefix(placement.tokens, backbone)
     if placement.always_visible:
         _check_windows(backbone)
-    config = {
-        "peft_type": "PREFIX_TUNING",
-        "num_virtual_tokens": flat.shape[0],
-        "token_dim": shape.kv_heads * shape.head_dim,
-        "num_attention_heads": shape.kv_heads,
-        "num_layers": layers,
-        "num_transformer_submodules": 2 if task_type == SEQ2SEQ else 1,
-        "encoder_hidden_size": shape.kv_heads * shape.head_dim,
-        "prefix_projection": False,
-    }
-    return PeftFiles(config, {TENSOR_KEY: flat})
-
-
-def _task_type(architecture: str) -> str:
-    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "FEATURE_EXTRACTION")
+    fields = peft_fields.of_keys_values(flat.shape[0], layers, shape, task_type)
+    return PeftFiles(fields, {TENSOR_KEY: flat})

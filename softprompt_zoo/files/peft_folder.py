@@ -17,7 +17,7 @@ from torch import Tensor
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.peft_fields import PromptFields
+from softprompt_zoo.files.peft_fields import OF_NO_TENSOR, PromptFields
 from softprompt_zoo.files.pickled import read_pickled
 from softprompt_zoo.files.reading import parse_json, read_json, read_metadata, read_tensors
 from softprompt_zoo.files.writing import json_bytes, replace_files, tensor_bytes
@@ -32,8 +32,6 @@ ORIGIN_KEY = "softprompt_zoo"
 """Key in the header of the tensors' file, which PEFT ignores: the method that wrote it."""
 PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "softprompt-zoo-cartridge"}
 """Packages that read PEFT's own files of types that no built-in method reads; our exports name theirs."""
-UNTIED = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
-"""Fields that may be edited by hand: they do not affect the tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +193,7 @@ def _kept_config(directory: Path) -> dict[str, Any] | None:
 
 
 def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], directory: Path) -> None:
-    names = sorted({*fields, *kept} - set(UNTIED))
+    names = sorted({*fields, *kept} - set(OF_NO_TENSOR))
     wrong = next((name for name in names if fields.get(name) != kept.get(name)), None)
     if wrong is not None:
         raise CheckpointError(

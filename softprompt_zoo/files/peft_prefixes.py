@@ -17,7 +17,6 @@ from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 TENSOR_KEY = "prompt_embeddings"
-SEQ2SEQ = "SEQ_2_SEQ_LM"
 CUTTING = ("gemma2", "gemma3_text", "gemma4")
 """Substrings of the model types for which PEFT cuts a prefix to each layer's size (`PeftModel.get_prompt`)."""
 

@@ -7,9 +7,7 @@ from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import peft_folder, prompt_folder
-
-OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
-"""PEFT's fields that do not describe how a prompt was trained."""
+from softprompt_zoo.files.peft_fields import OF_NO_TRAINING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,7 @@ def of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
 
 def _prompt_of_peft(fields: Mapping[str, Any]) -> SavedPrompt:
     count = fields.get("num_virtual_tokens")
-    options = {name: value for name, value in fields.items() if name not in OF_THE_FILE}
+    options = {name: value for name, value in fields.items() if name not in OF_NO_TRAINING}
     return SavedPrompt(fields["peft_type"], count if isinstance(count, int) else None, options)
 
 

@@ -99,6 +99,6 @@ def test_sizes_that_peft_does_not_find_in_the_config_are_in_the_file(architectur
 
 
 def test_the_check_notices_sizes_that_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(peft_export, "with_sizes", lambda files, backbone: files)
+    monkeypatch.setattr(peft_export, "_with_sizes", lambda files, backbone: files)
     with pytest.raises(ValueError, match="Please specify `num_"):
         check_sizes("xglm", "prompt_tuning", tmp_path)

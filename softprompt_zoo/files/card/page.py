@@ -8,7 +8,7 @@ from typing import Any
 from softprompt_zoo.embedded import EMBEDDED_MODELS, cache_folder
 from softprompt_zoo.files.card.card_file import PLACE, USE
 from softprompt_zoo.files.hub.names import is_hub_name
-from softprompt_zoo.files.peft_export import TASKS
+from softprompt_zoo.files.peft_fields import TASKS
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.prompt_set import PromptSet
 
