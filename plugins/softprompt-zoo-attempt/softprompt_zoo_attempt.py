@@ -68,7 +68,7 @@ class Config(zoo.MethodConfig):
     """Start of the target: `"sampled"` frequent words, as in the paper; `"mean"`, so that equal attention gives the
     mean of the sources; or another prompt: its saved folder, or `model.prompts[name]`."""
     bottleneck_size: int = 100
-    """Width between the two layers of the query net, in features. Source: the reference."""
+    """Width between the two layers of the query network, in features. Source: the reference."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +80,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The target and the query net, which are trained, and the sources, which are not."""
+    """The target and the query network, which are trained, and the sources, which are not."""
 
     sources: Tensor
 
@@ -127,7 +127,7 @@ class Parameters(nn.Module):
         """Return the share of each source in the mixture, followed by that of the target.
 
         Returns:
-            `(sources + 1,)`, with sum one; gradients flow to the target and to the query net.
+            `(sources + 1,)`, with sum one; gradients flow to the target and to the query network.
         """
         sources = self.sources.amax(dim=1)
         keys = torch.cat([sources, self.target.amax(dim=0)[None]])

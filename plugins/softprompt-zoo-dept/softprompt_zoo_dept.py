@@ -109,7 +109,7 @@ class PositionOffsets(nn.Module):
 
 
 class TokenOffsets(nn.Module):
-    """ADePT's offsets: a net shared by all tokens computes each token's offset from its embedding."""
+    """ADePT's offsets: a network shared by all tokens computes each token's offset from its embedding."""
 
     def __init__(self, config: Config, hidden: int, options: dict[str, Any]) -> None:
         super().__init__()

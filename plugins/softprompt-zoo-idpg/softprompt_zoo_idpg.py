@@ -1,4 +1,4 @@
-"""IDPG: trains a small net that makes the virtual tokens of each row out of the row's own text.
+"""IDPG: trains a small network that makes the virtual tokens of each row out of the row's own text.
 
     x = last hidden state of the row's text, frozen model alone       (hidden): first token, last token, or mean
     virtual_tokens = base + up(gelu(down(x)))                         (tokens, hidden)
@@ -8,7 +8,7 @@
     W = sum over i of kron(factors[i], blocks[i])                     each weight, with kronecker_terms=n: PHM layers
 
 Enters at: the input embeddings; different virtual tokens for every row.
-Trained: tokens * hidden, and the weights of the nets.
+Trained: tokens * hidden, and the weights of the networks.
 Merges to: nothing; the tokens are computed anew for each text.
 
 Source: Wu, Wang, Gu, Hou, Dong, Vydiswaran and Ma, "IDPG: An Instance-Dependent Prompt Generation Method", 2022 (arXiv
@@ -62,12 +62,12 @@ class Config(zoo.MethodConfig):
     num_virtual_tokens: int = 5
     """Virtual tokens per row, at least 1. Source: IDPG, section 4.2."""
     bottleneck_size: int = 256
-    """Width between the two layers of a net, in features. Source: IDPG's code."""
+    """Width between the two layers of a network, in features. Source: IDPG's code."""
     kronecker_terms: int | None = None
     """Number of terms of each weight, a sum of Kronecker products (a PHM layer); it must divide both widths. 1 for a
     plain linear layer. By default 16 as in IDPG; with a gate, 1 as in LoPA's code."""
     gate_rank: int | None = None
-    """Rank of LoPA's gate, by which the nets multiply the base; `None` for IDPG's sum. LoPA's code has 4."""
+    """Rank of LoPA's gate, by which the networks multiply the base; `None` for IDPG's sum. LoPA's code has 4."""
     sentence: str | None = None
     """What represents a text: the state of its `"first"` or `"last"` token, or the `"mean"` of all; by default the
     first for an encoder, the last for a causal model, the mean for an encoder-decoder."""
@@ -91,7 +91,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The base, and the nets that read the sentence."""
+    """The base, and the networks that read the sentence."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -100,14 +100,14 @@ class Parameters(nn.Module):
             "dtype": torch.promote_types(backbone.dtype, torch.float32),
             "device": backbone.device,
         }
-        self.base = nn.Parameter(torch.empty(tokens, hidden, **options))  # the last bias of IDPG's net
+        self.base = nn.Parameter(torch.empty(tokens, hidden, **options))  # the last bias of IDPG's network
         widths = [tokens * hidden] if rank is None else [tokens * rank, hidden * rank]
         self.nets = nn.ModuleList(_Net(hidden, width, config, options) for width in widths)
         self._gate_rank = rank
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start the base from words or from noise, and the nets from small numbers."""
+        """Start the base from words or from noise, and the networks from small numbers."""
         if config.init == "random":
             self._start(torch.rand_like(self.base) - 0.5)
         else:
@@ -128,7 +128,7 @@ class Parameters(nn.Module):
             sentences: The state that represents each text, `(rows, hidden)`.
 
         Returns:
-            `(rows, tokens, hidden)`; gradients flow to base and nets.
+            `(rows, tokens, hidden)`; gradients flow to base and networks.
         """
         rows = len(sentences)
         made: list[Tensor] = [net(sentences) for net in self.nets]

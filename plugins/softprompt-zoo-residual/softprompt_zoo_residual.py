@@ -1,4 +1,4 @@
-"""Residual prompt tuning: trains virtual tokens and a small net, which adds something to each of them.
+"""Residual prompt tuning: trains virtual tokens and a small network, which adds something to each of them.
 
     f(x) = W_up relu(W_down x + b_down) + b_up                    (hidden); W_down (bottleneck, hidden)
     net(x) = g * norm(f(x)) + b                                   (hidden); norm to mean 0 and variance 1, as LayerNorm
@@ -7,7 +7,7 @@
     virtual_tokens = P + transformer(P)                           net="transformer", of two layers
 
 Enters at: the input embeddings.
-Trained: tokens * hidden + nets * (2 * hidden * bottleneck + bottleneck + 3 * hidden), one net or one per token.
+Trained: tokens * hidden + networks * (2 * hidden * bottleneck + bottleneck + 3 * hidden), one network or one per token.
 Merges to: the virtual tokens it computes.
 
 Source: Razdaibiedina, Mao, Hou, Khabsa, Lewis, Ba and Almahairi, "Residual Prompt Tuning: Improving Prompt Tuning with
@@ -15,8 +15,8 @@ Residual Reparameterization", 2023 (arXiv 2305.03937); reference code arazd/Resi
 `prompt_tuner.py` and `prompt_tuner2.py`.
 Differs from the source: g starts at 0 and not at 1, so that training starts from the words themselves, whatever the
 scale of the model's embeddings; `gain=1.0` is the source's start. The two layers of the transformer start from
-different numbers. Nets without the residual, which are P-tuning's, and LSTMs are left out.
-PEFT: PROMPT_TUNING of the virtual tokens; the net is not carried over.
+different numbers. Networks without the residual, which are P-tuning's, and LSTMs are left out.
+PEFT: PROMPT_TUNING of the virtual tokens; the network is not carried over.
 """
 
 import dataclasses
@@ -59,9 +59,9 @@ class Config(zoo.MethodConfig):
     """`"mlp1"`: the equation above; `"mlp2"`: the same layers twice, as in the reference; `"transformer"`: two
     transformer layers, in which the virtual tokens see each other."""
     shared: bool = True
-    """Whether all virtual tokens share one net; `False` for one net per token, as the reference allows."""
+    """Whether all virtual tokens share one network; `False` for one network per token, as the reference allows."""
     bottleneck_size: int = 800
-    """Width between the layers of the net, in features; in the transformer, of its feed-forward layers. Source: the
+    """Width between the layers of the network, in features; in the transformer, of its feed-forward layers. Source: the
     reference."""
     activation: str = "relu"
     """`"relu"`, `"tanh"` or `"sigmoid"`, between the layers of an MLP."""
@@ -71,7 +71,7 @@ class Config(zoo.MethodConfig):
     """Probability that a feature of f(x) is zeroed in training; in the transformer, applied where torch applies it. The
     reference's transformer has 0.05."""
     gain: float = 0.0
-    """Initial factor on what the net adds, at least 0. With 0, training starts from P. The reference has 1."""
+    """Initial factor on what the network adds, at least 0. With 0, training starts from P. The reference has 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +100,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The trained embeddings P, and the net whose output is added to them."""
+    """The trained embeddings P, and the network whose output is added to them."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start P from words or random numbers, and the net from torch's default initialization."""
+        """Start P from words or random numbers, and the network from torch's default initialization."""
         self.net.start()
         if config.init == "random":
             self.embeddings.uniform_(-0.5, 0.5)
@@ -138,7 +138,7 @@ class Parameters(nn.Module):
 
 
 class _MLP(nn.Module):
-    """Two layers and a norm, with a leading axis of nets: a single net, or one per token."""
+    """Two layers and a norm, with a leading axis of networks: a single network, or one per token."""
 
     def __init__(self, config: Config, hidden: int, options: dict[str, Any]) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class _MLP(nn.Module):
             self.norm_bias = nn.Parameter(torch.empty(nets, 1, hidden, **options))
 
     def start(self) -> None:
-        """Draw the weights like torch's linear layers, and scale the net's output."""
+        """Draw the weights like torch's linear layers, and scale the network's output."""
         for weight, bias in ((self.down, self.down_bias), (self.up, self.up_bias)):
             bound = 1 / math.sqrt(weight.shape[1])
             weight.uniform_(-bound, bound)
@@ -195,7 +195,7 @@ class _Transformer(nn.Module):
         self.layers = nn.ModuleList(nn.TransformerEncoderLayer(*sizes, **options) for _ in range(2))
 
     def start(self) -> None:
-        """Scale the net's output; everything else keeps torch's default initialization."""
+        """Scale the network's output; everything else keeps torch's default initialization."""
         last: Any = self.layers[-1]
         last.norm2.weight.fill_(self.gain)
 
@@ -209,5 +209,5 @@ class _Transformer(nn.Module):
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters) -> zoo.VirtualTokens:
-    """Add the net's output to each virtual token."""
+    """Add the network's output to each virtual token."""
     return zoo.InputTokens(parameters())

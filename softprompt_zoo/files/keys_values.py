@@ -52,10 +52,11 @@ cache = DynamicCache(config=model.config)
 for layer in range({layers}):
     cache.update({key}[None], {value}[None], layer)
 ids = torch.cat([torch.zeros(1, {tokens}, dtype=torch.long), ids], dim=1)  # the first ones are not read
-answer = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache)[0, ids.shape[1]:]
+answer = model.generate(ids, attention_mask=torch.ones_like(ids), {cache_argument}=cache)[0, ids.shape[1]:]
 ```
 
-The cache belongs to one text; fill a new one for the next.
+The cache belongs to one text; fill a new one for the next. transformers calls the argument `cache` or
+`past_key_values`, depending on its version; the code shows the name in the version that the export was made with.
 
 ## vLLM
 
@@ -86,18 +87,19 @@ class Index:
     """The model it is for, from `identity.describe`."""
 
 
-def write(directory: Path, index: Index, tokens: SiteTokens) -> None:
+def write(directory: Path, index: Index, tokens: SiteTokens, cache_argument: str) -> None:
     """Write a folder.
 
     Args:
         directory: The folder to write to; it must exist.
         index: Its index.
         tokens: Keys and values, in the dtype that the index names.
+        cache_argument: Name of the model's argument for its cache of keys and values, for the README.
     """
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
     tensors = {**_named("key", tokens.keys), **_named("value", tokens.values)}
     write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content)})
-    write_atomically(directory / "README.md", _readme(index, tensors).encode())
+    write_atomically(directory / "README.md", _readme(index, tensors, cache_argument).encode())
     write_json(directory / INDEX_FILE, content)
 
 
@@ -180,7 +182,7 @@ BY_LAYER = {
 """The page's text if each layer has a tensor."""
 
 
-def _readme(index: Index, tensors: dict[str, Tensor]) -> str:
+def _readme(index: Index, tensors: dict[str, Tensor], cache_argument: str) -> str:
     form = STACKED if "key" in tensors else BY_LAYER
     windows = sorted({width for width in index.windows if width is not None})
     return README.format(
@@ -192,6 +194,7 @@ def _readme(index: Index, tensors: dict[str, Tensor]) -> str:
         tensors=TENSOR_FILE,
         index=INDEX_FILE,
         dtype=index.dtype,
+        cache_argument=cache_argument,
         **form,
         windows=f"Layers with a window (of {', '.join(map(str, windows))}) let them slide out." if windows else "",
     )

@@ -1,19 +1,20 @@
-"""P-tuning: trains virtual tokens that a small recurrent net makes, in front of the text or inside it.
+"""P-tuning: trains virtual tokens that a small recurrent network makes, in front of the text or inside it.
 
     virtual_tokens = W2 relu(W1 biLSTM(embeddings) + b1) + b2                   (tokens, hidden)
     virtual_tokens = W3 relu(W2 relu(W1 embeddings + b1) + b2) + b3             reparameterization="mlp"
     virtual_tokens = embeddings                                                 reparameterization=None
 
 Enters at: input embeddings; in front of the text, or in the slots of a template (`zoo.encode`).
-Trained: tokens * hidden, and the weights of the net.
-Merges to: the output of the net.
+Trained: tokens * hidden, and the weights of the network.
+Merges to: the output of the network.
 
 Source: Liu, Zheng, Du, Ding, Qian, Yang and Tang, "GPT Understands, Too", 2021 (arXiv 2103.10385),
 section 3; reference code THUDM/P-tuning, `LAMA/p_tuning/prompt_encoder.py`.
-Differs from the source: the net's last layer is fitted by least squares, so that training starts from the embeddings
-of real words; the reference's initialization is `init="random"`. One virtual token works. The model stays frozen.
-PEFT: P_TUNING, whose files hold the output of the net: they load as merged prompts. Its `"MLP"`, which the paper does
-not have, is our `"mlp"`; we write PROMPT_TUNING, which holds the same.
+Differs from the source: the network's last layer is fitted by least squares, so that training starts from the
+embeddings of real words; the reference's initialization is `init="random"`. One virtual token works. The model stays
+frozen.
+PEFT: P_TUNING, whose files hold the output of the network: they load as merged prompts. Its `"MLP"`, which the paper
+does not have, is our `"mlp"`; we write PROMPT_TUNING, which holds the same.
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ class Config(MethodConfig):
     """Options of P-tuning."""
 
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
-    """Initial output of the net: embeddings of `"sampled"` frequent words or of a `"text"`; `"random"`
+    """Initial output of the network: embeddings of `"sampled"` frequent words or of a `"text"`; `"random"`
     leaves all weights at torch's defaults, as in the reference; or another prompt: its saved folder, or
     `model.prompts[name]`. By default `"text"` if there is an `init_text`, otherwise `"sampled"`."""
     init_text: str | None = None
@@ -62,9 +63,9 @@ class Config(MethodConfig):
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = "lstm"
-    """The net: the paper's `"lstm"`, PEFT's `"mlp"` of three layers, or `None` for bare embeddings."""
+    """The network: the paper's `"lstm"`, PEFT's `"mlp"` of three layers, or `None` for bare embeddings."""
     reparameterization_size: int | None = None
-    """Width of the net, in features: of each direction of the LSTM, by default half the embedding width, as
+    """Width of the network, in features: of each direction of the LSTM, by default half the embedding width, as
     in the reference; of the MLP's hidden layers, by default the embedding width, as in PEFT."""
     dropout: float = 0.0
     """Probability that a feature between the LSTM's two layers is zeroed during training."""
@@ -82,7 +83,7 @@ class Config(MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The trained embeddings and the net after them."""
+    """The trained embeddings and the network after them."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Make the net produce the embeddings of real words at the start."""
+        """Make the network produce the embeddings of real words at the start."""
         count = config.num_virtual_tokens
         if config.init == "random":
             self.embeddings.normal_()
@@ -127,7 +128,7 @@ class Parameters(nn.Module):
         return self.embeddings if self.lstm is None else self.lstm(self.embeddings)
 
     def _fit(self, target: Float[Tensor, "tokens hidden"]) -> None:
-        """Make the net return `target`, or the closest to it that its last layer can achieve."""
+        """Make the network return `target`, or the closest to it that its last layer can achieve."""
         if self.head is None:
             self.embeddings.copy_(target)
             return
@@ -169,5 +170,5 @@ def _layers(widths: list[int], options: dict[str, Any]) -> nn.Sequential:
 
 @hookimpl
 def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
-    """Run the net over the embeddings."""
+    """Run the network over the embeddings."""
     return InputTokens(parameters())

@@ -7,7 +7,7 @@
     logits = head(text states)                                        the head is trained, too
 
 Enters at: keys and values of every self-attention layer; in an encoder-decoder, of both stacks.
-Trained: tokens * layers * 2 * kv_heads * head_dim; with the net, its weights too; and the task head.
+Trained: tokens * layers * 2 * kv_heads * head_dim; with the network, its weights too; and the task head.
 Merges to: the direct prompt; the head stays.
 
 Source: Liu, Ji, Fu, Tam, Du, Yang and Tang, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning
@@ -52,7 +52,7 @@ RECIPE = Recipe(
 )
 INITS = ("sampled", "text", "random")
 NET_SIZE = 512
-"""Default hidden width of the net. Source: the reference's `prefix_hidden_size`."""
+"""Default hidden width of the network. Source: the reference's `prefix_hidden_size`."""
 STANDARD_DEVIATION = 0.02
 """For `init="random"`. Source: the reference's `initializer_range`, Hugging Face's default for new modules."""
 
@@ -72,9 +72,9 @@ class Config(MethodConfig):
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = None
-    """`"mlp"` computes the prompt with a two-layer net during training (the reference's `prefix_projection`)."""
+    """`"mlp"` computes the prompt with a two-layer network during training (the reference's `prefix_projection`)."""
     reparameterization_size: int | None = None
-    """Hidden width of the net, in features; by default 512, as in the reference."""
+    """Hidden width of the network, in features; by default 512, as in the reference."""
     dropout: float = 0.0
     """Probability that an element of a key or value is zeroed during training, drawn for each row."""
 

@@ -7,13 +7,13 @@
 
 Enters at: keys and values of every layer; in an encoder-decoder at three sites, the encoder's and the
 decoder's self-attention and the cross-attention.
-Trained: tokens * layers * 2 * kv_heads * head_dim per site; with the net, its weights too.
+Trained: tokens * layers * 2 * kv_heads * head_dim per site; with the network, its weights too.
 Merges to: the direct prefix.
 
 Source: Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv
 2101.00190), section 4; reference code XiangLi1999/PrefixTuning, `gpt2/train_control.py` and `seq2seq/prefixTuning.py`.
 Differs from the source: the default is the direct prefix that starts from real keys and values, which
-trains without the net; the net's last layer is fitted to them by least squares, not by 500 steps of Adam.
+trains without the network; the network's last layer is fitted to them by least squares, not by 500 steps of Adam.
 PEFT: PREFIX_TUNING; for an encoder-decoder it can only hold the decoder's site.
 """
 
@@ -49,7 +49,7 @@ RECIPE = Recipe(
 SITES = ("encoder", "decoder", "cross")
 INITS = ("sampled", "text", "random", "zero")
 NET_SIZE = 512
-"""Default hidden width of the net. Source: the reference's `mid_dim` for GPT-2 medium."""
+"""Default hidden width of the network. Source: the reference's `mid_dim` for GPT-2 medium."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,9 @@ class Config(MethodConfig):
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = None
-    """`"mlp"` computes the prefix with a two-layer net during training; `None` trains it directly."""
+    """`"mlp"` computes the prefix with a two-layer network during training; `None` trains it directly."""
     reparameterization_size: int | None = None
-    """Hidden width of the net, in features; by default 512, as in the reference."""
+    """Hidden width of the network, in features; by default 512, as in the reference."""
     dropout: float = 0.0
     """Probability that an element of a key or value is zeroed during training, drawn for each row."""
     sites: tuple[str, ...] | None = None

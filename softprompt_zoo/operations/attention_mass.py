@@ -129,11 +129,11 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
 def _weights(
     model: Any, arguments: dict[str, Any], stacks: Mapping[str, Stack]
 ) -> Sequence[Float[Tensor, "rows heads queries _"]]:
-    """Return the attention weights that the model shows for each layer."""
+    """Return the attention weights of each layer."""
     with eval_mode([stack.module for stack in stacks.values()], "eager"):
         weights: Sequence[Tensor] = model(**arguments, output_attentions=True).attentions
     if not weights or any(layer is None for layer in weights):
-        raise UnsupportedError(f"{type(model).__name__} shows no attention weights; leave inputs out")
+        raise UnsupportedError(f"{type(model).__name__} returns no attention weights; leave inputs out")
     return weights
 
 
@@ -142,8 +142,8 @@ def _only_prompt(call: Call, counts: Mapping[Part, int], model: Any) -> Part:
     if len(counts) != 1:
         problem = "takes none of the text's attention" if not counts else "cannot be told apart here"
         raise UnsupportedError(
-            f"{', '.join(map(repr, call.selection.names))}: {problem} in {type(model).__name__}, which shows the "
-            "weights of only the text; inspect one ungated prompt by its name"
+            f"{', '.join(map(repr, call.selection.names))}: {problem} in {type(model).__name__}, which returns "
+            "only the text's weights; inspect one ungated prompt by its name"
         )
     return next(iter(counts))
 

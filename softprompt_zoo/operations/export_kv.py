@@ -52,4 +52,4 @@ def export_keys_values(
         model=identity.describe(backbone),
     )
     with moved_into_place(directory) as folder:
-        keys_values.write(folder, index, own)  # type: ignore[arg-type]
+        keys_values.write(folder, index, own, maker.stacks[site].cache_argument)  # type: ignore[arg-type]

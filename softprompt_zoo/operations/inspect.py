@@ -63,7 +63,8 @@ def inspect(
         TypeError: If `inputs` is not a batch, `tokenizer` is not a tokenizer, or `name` is neither a name nor a
             list of names.
         UnknownPromptError: If there is no prompt of that name.
-        UnsupportedError: If the model has no prompts, no values (the `meta` device), or shows no attention.
+        UnsupportedError: If the model has no prompts, has no values (the `meta` device), or returns no attention
+            weights.
     """
     prompts = prompts_of(model, "inspect")
     check_positive_integer("neighbours", neighbours)

@@ -37,7 +37,7 @@ def initialize(
         BackboneMismatchError: If it was made for a model of different sizes.
         UnsupportedError: If the method cannot start from `init`.
     """
-    learned.eval()  # a net is fitted without its dropout; the caller sets the mode
+    learned.eval()  # a network is fitted without its dropout; the caller sets the mode
     if start is None:
         method.initialize(learned, config, backbone)
         return

@@ -1,5 +1,7 @@
 """Prompts as files of keys and values: what transformers' own cache makes of them, and what is refused."""
 
+import dataclasses
+import inspect
 import json
 
 import pytest
@@ -152,12 +154,23 @@ def test_what_the_readme_says_runs(architecture, tmp_path):
     zoo.export(model, tmp_path / "kv", to="kv")
     readme = (tmp_path / "kv" / "README.md").read_text()
     code = readme.partition("```python\n")[2].partition("```")[0]
+    [name] = {"cache", "past_key_values"} & set(inspect.signature(type(tiny_model(architecture)).forward).parameters)
+    assert f"{name}=cache)" in code  # and not a name that is only accepted with a warning
     code = code.replace('"prefix.safetensors"', 'folder + "/prefix.safetensors"')
     base = tiny_model(architecture)
     base.generation_config.update(**options)
     names = {"model": base, "ids": text, "folder": str(tmp_path / "kv")}
     exec(code, names)
     assert torch.equal(names["answer"], expected)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_readme_calls_the_cache_as_the_model_does(name, tmp_path, monkeypatch):
+    model = prompted(methods=KINDS["prefix"])
+    stack = dataclasses.replace(model._softprompt_stacks["decoder"], cache_argument=name)
+    monkeypatch.setitem(model._softprompt_stacks, "decoder", stack)
+    zoo.export(model, tmp_path / "kv", to="kv")
+    assert f" {name}=cache)" in (tmp_path / "kv" / "README.md").read_text()
 
 
 def test_layers_of_other_sizes_have_tensors_of_their_own(tmp_path):

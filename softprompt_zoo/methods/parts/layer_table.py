@@ -1,4 +1,4 @@
-"""Trained keys and values of one site: a table, or a table and the net that computes them from it."""
+"""Trained keys and values of one site: a table, or a table and the network that computes them from it."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from softprompt_zoo.tokens.site_tokens import SiteTokens
 
 
 class LayerTable(nn.Module):
-    """Keys and values of every layer of a site, trained directly or through a two-layer net with tanh.
+    """Keys and values of every layer of a site, trained directly or through a two-layer network with tanh.
 
     Args:
         backbone: Sizes of the model.
         site: The site.
         num_virtual_tokens: Number of rows in the table.
-        net_size: Hidden width of the net, in features; `None` to train the keys and values directly.
+        net_size: Hidden width of the network, in features; `None` to train the keys and values directly.
     """
 
     def __init__(self, backbone: Backbone, site: str, num_virtual_tokens: int, net_size: int | None) -> None:
@@ -46,10 +46,10 @@ class LayerTable(nn.Module):
 
     @torch.no_grad()
     def fit(self, target: Float[Tensor, "tokens features"]) -> None:
-        """Set the initial keys and values; with a net, its embeddings are standard normal.
+        """Set the initial keys and values; with a network, its embeddings are standard normal.
 
         Args:
-            target: The values in the layout of `flatten_layers`. With a net, its last layer is solved for.
+            target: The values in the layout of `flatten_layers`. With a network, its last layer is solved for.
         """
         if self.hidden is None or self.output is None:
             self.embeddings.copy_(target)
