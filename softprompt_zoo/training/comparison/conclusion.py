@@ -1,4 +1,4 @@
-"""The conclusion in words: which method is best, how certain that is, and whether it is worth it against LoRA."""
+"""The conclusion in words: which method is best, how certain that is, and whether it is worth choosing over LoRA."""
 
 import dataclasses
 import statistics
@@ -88,17 +88,20 @@ def _winner(best: Line, measure: Measure) -> str:
 
 
 def _against(best: Line, contrast: Contrast, measure: Measure) -> str:
-    """Return whether the best method is worth it against the rival, in words."""
+    """Return whether the best method is worth choosing over the rival, in words."""
     sizes = _sizes(best, contrast.other)
     told = f"{_told(contrast, measure)}, and {sizes}"
     if not contrast.is_significant:
         return (
-            f"The difference from {contrast.other.name} is not significant ({told}): the prompt is worth it if size "
-            "matters."
+            f"The difference from {contrast.other.name} is not significant ({told}): the prompt is worth choosing if "
+            "size matters."
         )
     if contrast.difference.value > 0:
-        return f"It is worth it against {contrast.other.name}: it is better ({told})."
-    return f"{contrast.other.name} is better ({told}): the prompt is worth it only if size or a prompt per row matters."
+        return f"It is worth choosing over {contrast.other.name}: it is better ({told})."
+    return (
+        f"{contrast.other.name} is better ({told}): the prompt is worth choosing only if size or a prompt per row "
+        "matters."
+    )
 
 
 def _told(contrast: Contrast, measure: Measure) -> str:
@@ -120,9 +123,9 @@ def _sizes(best: Line, other: Line) -> str:
 
 
 def _against_cheaper(contrasts: Sequence[Contrast], measure: Measure) -> list[str]:
-    """Return whether training was worth it against each untrained candidate, in words."""
+    """Return whether training was worth it, compared with each untrained candidate, in words."""
     return [
-        f"Training it {'is worth it' if _is_better(one) else 'is not shown to be worth it'} against "
+        f"Training it {'is worth it' if _is_better(one) else 'is not shown to be worth it'}, compared with "
         f"{one.other.name} ({_told(one, measure)})."
         for one in contrasts
         if not one.other.is_trained

@@ -20,13 +20,13 @@ class Interval:
 
     mean: float
     half_width: float | None
-    """Half the width of the 95 % t interval over seeds; `None` for one seed, which says nothing about others."""
+    """Half the width of the 95% t interval over seeds; `None` for one seed, which says nothing about others."""
     count: int
     """Number of seeds."""
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Return the mean of a number over seeds and its 95 % t interval.
+    """Return the mean of a number over seeds and its 95% t interval.
 
     Args:
         values: One per seed.

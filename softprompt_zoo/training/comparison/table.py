@@ -10,7 +10,7 @@ from softprompt_zoo.training.comparison.statistics import Interval
 from softprompt_zoo.training.comparison.summary import Line
 from softprompt_zoo.training.objectives.objective import Metric
 
-CAPTION = "mean ± half the width of the 95 % t interval over seeds; just the number for one seed; - if not applicable"
+CAPTION = "mean ± half the width of the 95% t interval over seeds; just the number for one seed; - if not applicable"
 SHARED = "*"
 """Marks a number that belongs to several trials together."""
 PADDING = 4
