@@ -128,9 +128,9 @@ class Labels:
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenize examples."""
-        tokenise: Any = self.tokenizer
+        tokenize: Any = self.tokenizer
         return [
-            Row(tokenise(self.template.format(input=example.input))["input_ids"], [self.ids[str(example.target)]])
+            Row(tokenize(self.template.format(input=example.input))["input_ids"], [self.ids[str(example.target)]])
             for example in examples
         ]
 
@@ -256,8 +256,8 @@ class Classified:
     def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Build a batch of examples."""
         texts = [example.input for example in examples]
-        tokenise: Any = self.tokenizer
-        encoded = tokenise(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        tokenize: Any = self.tokenizer
+        encoded = tokenize(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         labels = torch.tensor([self.labels.index(str(example.target)) for example in examples])
         return {**encoded, "labels": labels}
 

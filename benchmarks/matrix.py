@@ -38,7 +38,7 @@ LIBRARIES: dict[str, type[Subject]] = {"softprompt_zoo": Subject, "PEFT": PeftSu
 RIGHT, WRONG, ERROR, REFUSED, UNDEFINED = "right", "wrong", "error", "refused", "not defined"
 """The check passed; it found a different result; another exception was raised; `UnsupportedError` was raised before
 anything was changed; or the operation does not exist for this model or method (an encoder does not generate)."""
-COLOURS = {RIGHT: "#2e7d32", WRONG: "#c62828", ERROR: "#ef6c00", REFUSED: "#90a4ae", UNDEFINED: "#eceff1"}
+COLORS = {RIGHT: "#2e7d32", WRONG: "#c62828", ERROR: "#ef6c00", REFUSED: "#90a4ae", UNDEFINED: "#eceff1"}
 SUITES: dict[str, Callable[[str], Any]] = {"promise": conformance_suite, "operation": operation_suite}
 """For each group of cells, as it is called in the names of its tests, the function that builds its suite."""
 OURS = ("promise_05", "promise_08", "promise_09")
@@ -233,7 +233,7 @@ def table(runner: Runner, settings: Settings) -> str:
     parts = [
         f"{len({row[0] for row in found})} models of {len(models())}, {len(found)} cells; {_versions()}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'not run'}.",
-        markdown(("library", *COLOURS), _totals(found)),
+        markdown(("library", *COLORS), _totals(found)),
         "Right cells among those that are defined and that softprompt_zoo does not refuse, the same for both; in "
         f"brackets how many it refuses. PEFT is right in {refused_here} of these.",
         markdown(("method", *LIBRARIES), by_method),
@@ -251,7 +251,7 @@ def table(runner: Runner, settings: Settings) -> str:
 def _totals(found: list[tuple[str, str, str, str, Cell]]) -> list[tuple[str, ...]]:
     """Count each library's cells of each status."""
     counts = {library: Counter(cell[0] for _, of, _, _, cell in found if of == library) for library in LIBRARIES}
-    return [(library, *(str(count[status]) for status in COLOURS)) for library, count in counts.items()]
+    return [(library, *(str(count[status]) for status in COLORS)) for library, count in counts.items()]
 
 
 def _compared(found: list[tuple[str, str, str, str, Cell]], names: Iterable[str], place: int) -> list[tuple[str, ...]]:
@@ -288,15 +288,15 @@ def page(runner: Runner) -> str:
     """Return the page: a colored square for each cell, and the reasons below each model."""
     titles = list(operations())
     legend = " ".join(
-        f'<span style="background:{colour}; padding: 2px 8px">{status}</span>' for status, colour in COLOURS.items()
+        f'<span style="background:{color}; padding: 2px 8px">{status}</span>' for status, color in COLORS.items()
     )
-    totals = [["library", *COLOURS], *_totals(list(cells(runner)))]
+    totals = [["library", *COLORS], *_totals(list(cells(runner)))]
     counts = "".join("<tr>" + "".join(f"<th>{value}" for value in line) for line in totals)
-    colours = "".join(f".{status.split()[0]} {{ background: {colour}; }}\n" for status, colour in COLOURS.items())
+    colors = "".join(f".{status.split()[0]} {{ background: {color}; }}\n" for status, color in COLORS.items())
     parts = [
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
         "<title>Every method on every model</title>",
-        f"<style>{STYLE}{colours}</style><h1>Every method on every model</h1><p>{html.escape(_versions())}</p>",
+        f"<style>{STYLE}{colors}</style><h1>Every method on every model</h1><p>{html.escape(_versions())}</p>",
         f"<table>{counts}</table><p>{legend}</p>",
         "<ol>" + "".join(f"<li>{html.escape(title)}" for title in titles) + "</ol>",
     ]

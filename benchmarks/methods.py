@@ -300,8 +300,8 @@ def context_rows(model: Any, tokenizer: Any, examples: Sequence[Example]) -> lis
     """Tokenize examples like the context of the model's prompt."""
     encode = model.prompts["default"].config.encode
     texts = [encode(tokenizer, example.input)["input_ids"] for example in examples]
-    labelled = [encode(tokenizer, example.input, example.target)["labels"] for example in examples]
-    targets = [[label for label in labels if label != IGNORED] for labels in labelled]
+    labeled = [encode(tokenizer, example.input, example.target)["labels"] for example in examples]
+    targets = [[label for label in labels if label != IGNORED] for labels in labeled]
     return [Row(text, target) for text, target in zip(texts, targets, strict=True)]
 
 

@@ -29,7 +29,7 @@ ROOMS = [
 ]
 """Where tensors are computed, and what is public; other modules read, write and try tensors of any shape."""
 WITHOUT_SHAPE = {
-    "operations/blend.py: blend": "the weights may be any numbers, of which it says itself what is wrong with them"
+    "operations/blend.py: blend": "the weights may be any numbers; the function itself reports what is wrong with them"
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from softprompt_zoo.errors import check_packages
 from softprompt_zoo.operations.inspection_findings import PromptInspection
 
-LABELLED = 40
+LABELED = 40
 """Maximum number of tokens whose nearest word is shown next to a map."""
 
 
@@ -81,7 +81,7 @@ def _draw_similarity(figure: Any, axes: Any, prompt: PromptInspection) -> None:
     axes.set(xlabel="virtual token", ylabel="virtual token")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    if prompt.neighbours and prompt.num_virtual_tokens <= LABELLED:
+    if prompt.neighbours and prompt.num_virtual_tokens <= LABELED:
         _label_with_words(axes, prompt)
 
 

@@ -13,18 +13,18 @@ pytestmark = pytest.mark.slow
 TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
 
 
-def quantised():
+def quantized():
     model = tiny_model("llama")
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     return model
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_a_quantised_base(method):
-    base = Subject("llama", quantised())
+def test_a_quantized_base(method):
+    base = Subject("llama", quantized())
     assert not torch.allclose(base.logits(TEXTS[0]), Subject("llama", tiny_model("llama")).logits(TEXTS[0]), atol=1e-4)
     torch.manual_seed(0)
-    subject = Subject("llama", zoo.get_method(method)(quantised(), num_virtual_tokens=4))
+    subject = Subject("llama", zoo.get_method(method)(quantized(), num_virtual_tokens=4))
     alone = [subject.logits(text)[0] for text in TEXTS]
     assert not torch.allclose(alone[0], base.logits(TEXTS[0])[0], atol=1e-3)
     for row, expected in zip(subject.text_logits(TEXTS, "left"), alone, strict=True):

@@ -184,7 +184,7 @@ def test_missing_files_and_folders(saved, tmp_path):
     refused(saved, zoo.CheckpointError, "model.safetensors is missing; save the prompt again")
 
 
-def test_foreign_and_mislabelled_tensors(saved):
+def test_foreign_and_mislabeled_tensors(saved):
     tensors = load_file(saved / "model.safetensors")
     save_file(tensors, saved / "model.safetensors")
     refused(saved, zoo.CheckpointError, "was not written by softprompt_zoo")

@@ -36,7 +36,7 @@ def test_what_the_user_gave_is_not_changed():
     assert json.dumps(examples) == before
 
 
-def test_pieces_are_tokenised_one_by_one_and_spaces_go_to_the_field():
+def test_pieces_are_tokenized_one_by_one_and_spaces_go_to_the_field():
     pieces = []
 
     def tokenizer(text, add_special_tokens):

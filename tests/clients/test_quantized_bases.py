@@ -69,7 +69,7 @@ def train(model, folder, trainer=Trainer, steps=4, resume=False, **options):
     return {name: tensor.clone() for name, tensor in model.prompts.state_dict().items()}
 
 
-def dequantised(base):
+def dequantized(base):
     """Build a model with the same weights, dequantized."""
     plain = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SIZES)).eval()
     eye = torch.eye(SIZES["hidden_size"])
@@ -107,8 +107,8 @@ def test_trainer_trains_saves_and_resumes(make_base, trainer, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_gradients_are_those_of_the_dequantised_model(make_base, method, tmp_path):
-    model, plain = prompted(make_base(), method=method), prompted(dequantised(make_base()), method=method)
+def test_gradients_are_those_of_the_dequantized_model(make_base, method, tmp_path):
+    model, plain = prompted(make_base(), method=method), prompted(dequantized(make_base()), method=method)
     plain.prompts.load_state_dict(model.prompts.state_dict())
     expected = gradients(plain.train())
     for _ in range(2):

@@ -34,7 +34,7 @@ class Quantizer(HfQuantizer):
         return False
 
 
-def quantised(is_trainable=True):
+def quantized(is_trainable=True):
     """Return a model that claims to be quantized."""
     model = tiny_model("llama")
     model.is_quantized, model.hf_quantizer = True, Quantizer(is_trainable)
@@ -57,19 +57,19 @@ def trains(model, folder, trainer=Trainer):
 
 
 @pytest.mark.parametrize("trainer", [Trainer, PromptTrainer])
-def test_trainer_takes_a_prompt_on_a_quantised_base(trainer, tmp_path):
+def test_trainer_takes_a_prompt_on_a_quantized_base(trainer, tmp_path):
     with pytest.raises(ValueError, match="purely quantized"):
-        trainer(model=quantised(), args=TrainingArguments(tmp_path, use_cpu=True))
-    trains(prompted(quantised()), tmp_path, trainer)
+        trainer(model=quantized(), args=TrainingArguments(tmp_path, use_cpu=True))
+    trains(prompted(quantized()), tmp_path, trainer)
 
 
 def test_what_its_quantizer_cannot_train_trainer_refuses(tmp_path):
     with pytest.raises(ValueError, match="quantized with rounding but that quantization method do not support"):
-        Trainer(model=prompted(quantised(is_trainable=False)), args=TrainingArguments(tmp_path, use_cpu=True))
+        Trainer(model=prompted(quantized(is_trainable=False)), args=TrainingArguments(tmp_path, use_cpu=True))
 
 
 def test_the_quantizer_is_the_models_own_but_for_that_answer():
-    model = quantised()
+    model = quantized()
     quantizer = model.hf_quantizer
     assert not quantizer.is_qat_trainable
     prompted(model)
@@ -91,7 +91,7 @@ def test_the_quantizer_is_the_models_own_but_for_that_answer():
 def test_without_that_answer_it_is_red(monkeypatch, tmp_path):
     monkeypatch.setattr(prompted_model, "trainable_view", lambda quantizer: quantizer)
     with pytest.raises(ValueError, match="purely quantized"):
-        trains(prompted(quantised()), tmp_path)
+        trains(prompted(quantized()), tmp_path)
 
 
 class Packing(torch.nn.Linear):
@@ -133,7 +133,7 @@ def gradient(model):
 def has_its_gradients(answer_first):
     """Check for the unquantized model's gradients after attaching, and after answers of the base and of the model."""
     expected = gradient(prompted(tiny_model("llama")).train())
-    model = Packing.put_into(quantised())
+    model = Packing.put_into(quantized())
     if answer_first:
         with torch.no_grad():
             model(IDS)
@@ -152,7 +152,7 @@ def test_layers_that_pack_their_weights_keep_their_gradients(answer_first):
 
 
 def test_examining_a_model_packs_nothing_and_leaves_its_modes():
-    model = Packing.put_into(quantised())
+    model = Packing.put_into(quantized())
     modes = [module.training for module in model.modules()]
     with pytest.raises(ValueError, match="num_virtual_tokens"):
         zoo.get_method("prompt_tuning")(model, num_virtual_tokens=10**6)
