@@ -23,7 +23,7 @@ class GatedTokens(LayerTokens):
     """
 
     share_softmax: ClassVar[bool] = False
-    stored_name: ClassVar[str] = "_"
+    stored_name: ClassVar[str] = r"_\d+(_gate)?$"
 
     @property
     def where(self) -> str:

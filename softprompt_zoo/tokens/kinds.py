@@ -1,4 +1,8 @@
-"""All kinds of virtual tokens, and a module that holds any kind; a new kind is a new file and a line here."""
+"""All kinds of virtual tokens, and a module that holds any kind.
+
+A new kind that enters a model where the others do is a new file and a line here. One that enters in a new way, as gates
+and scores do, also needs a property of `VirtualTokens`, and code in `sites/` that uses it.
+"""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -21,6 +21,7 @@ class LayerTokens(VirtualTokens):
     sites: Mapping[str, SiteTokens]
     """Site name to its keys and values; if some have gates, the host converts them to `GatedTokens`; if some have
     scores, to `ScoredTokens`."""
+    stored_name: ClassVar[str] = "^[^_]+$"  # that of a site, which has no underscore
     share_softmax: ClassVar[bool] = True
 
     @property

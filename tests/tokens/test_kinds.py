@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
+from softprompt_zoo.tokens import kinds
 from softprompt_zoo.tokens.kinds import KINDS, from_tensors, narrowed, stored_shapes
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
@@ -41,6 +42,19 @@ def test_a_kind_is_told_by_its_tensors(kind):
     assert {name: tuple(tensor.shape) for name, tensor in stored.items() if tensor.shape != (1,)} == {
         name: shape for name, shape in shapes.items() if stored[name].shape != (1,)
     }
+
+
+@pytest.mark.parametrize("kind", [zoo.ScoredTokens, zoo.GatedTokens])
+@pytest.mark.parametrize("first", [zoo.ScoredTokens, zoo.GatedTokens])
+def test_gates_and_scores_are_told_apart_whichever_is_asked_first(kind, first, monkeypatch):
+    monkeypatch.setattr(kinds, "KINDS", (first, *[other for other in KINDS if other is not first]))
+    assert type(from_tensors(narrowed(GIVEN[kind]).tensors(), SIZES)) is kind
+
+
+@pytest.mark.parametrize("name", ["decoder_", "decoder_x", "decoder_gate", "decoder_0_scale"])
+def test_names_of_no_kind_are_refused(name):
+    with pytest.raises(zoo.ShapeError, match=f"the tensors '{name}' are not those of virtual tokens"):
+        from_tensors({name: torch.zeros(5, 16)}, SIZES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
