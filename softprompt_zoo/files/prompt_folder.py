@@ -28,8 +28,8 @@ LEFT_OUT = ("wrappers", "placement")
 """Fields of an entry that are written only if they are set."""
 
 
-class Sizes(TypedDict):
-    """Sizes of a model, from `Backbone.sizes`."""
+class SavedSizes(TypedDict):
+    """Sizes of a model as they are saved, from `Backbone.sizes`."""
 
     family: str
     hidden_size: int
@@ -84,7 +84,7 @@ class IndexEntry:
 class Index:
     """The index of a directory."""
 
-    backbone: Annotated[dict[str, Any], Sizes]
+    backbone: Annotated[dict[str, Any], SavedSizes]
     """Sizes of the model it was made for."""
     active: tuple[str, ...]
     """Names of the active prompts, in order."""
