@@ -1,4 +1,9 @@
-"""Resolving names that several plugins offer."""
+"""Resolving names that several plugins offer.
+
+Built-in names and aliases win over third-party names, and these over third-party aliases. Between equals nobody wins:
+`Registry` raises `PluginError` when such a name is looked up. A method that loses its own name cannot be looked up by
+its aliases either; one that loses an alias keeps its name. `Registry.reports` says what each lost.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +18,7 @@ class Names:
     owners: Mapping[str, Candidate] = dataclasses.field(default_factory=dict)
     """Normalized name or alias to the method it refers to."""
     clashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Normalized name or alias that refers to no method, to the reason."""
+    """Normalized name or alias that nobody won, to the message of the error when it is looked up."""
     problems: Mapping[Candidate, str] = dataclasses.field(default_factory=dict)
     """Candidate to a sentence about the name that it cannot have."""
 
