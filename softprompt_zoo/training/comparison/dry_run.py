@@ -9,7 +9,7 @@ from rich.table import Table
 from softprompt_zoo.training.amounts import shown_time
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.plan import Plan, variants_of
-from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.running.run_trial import run_trial
 from softprompt_zoo.training.comparison.trial import Trial
 
 TIMED_STEPS = 2

@@ -10,7 +10,7 @@ from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.all import find_candidate
 from softprompt_zoo.training.comparison.candidates.candidate import Candidate, Options
 from softprompt_zoo.training.comparison.choices import Choices, Rate
-from softprompt_zoo.training.comparison.run_trial import try_out
+from softprompt_zoo.training.comparison.running.run_trial import try_out
 from softprompt_zoo.training.comparison.trial import Trial
 
 

@@ -51,7 +51,7 @@ class Watching:
             self._live.update("", refresh=True)  # the final table is printed once, below
             self._live.stop()
 
-    def begin(self, trial: Trial, count: int = 1) -> list[TrainerCallback]:
+    def begin(self, trial: Trial, count: int) -> list[TrainerCallback]:
         """Show the trial that begins, which may be the first of a group; return the callbacks for its training.
 
         Args:

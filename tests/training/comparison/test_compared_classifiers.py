@@ -11,7 +11,7 @@ from softprompt_zoo.training.comparison.candidates.all import find_candidate
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.measure import measure_of
 from softprompt_zoo.training.comparison.plan import make_plan
-from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.running.run_trial import run_trial
 from softprompt_zoo.training.comparison.summary import summarize
 
 

@@ -9,8 +9,8 @@ import pytest
 from helpers.commands import refusal
 
 from softprompt_zoo.training.comparison import compare as comparing
-from softprompt_zoo.training.comparison import run_trial
 from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.running import one_by_one
 
 
 def trial_files(output):
@@ -36,8 +36,8 @@ def test_the_same_command_runs_nothing_again_and_more_seeds_only_themselves(comp
     shutil.copytree(compared[0], output)
     before = trial_files(output)
     ran = []
-    run = run_trial.run_trial
-    monkeypatch.setattr(run_trial, "run_trial", lambda trial, *rest: ran.append(trial) or run(trial, *rest))
+    run = one_by_one.run_trial
+    monkeypatch.setattr(one_by_one, "run_trial", lambda trial, *rest: ran.append(trial) or run(trial, *rest))
     words = ("--methods", "prompt-tuning,cpt", "--handwritten", "w1 w2")
     assert compare(output, *words).exit_code == 0
     assert ran == []

@@ -11,8 +11,8 @@ from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.all import find_candidate
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.plan import make_plan
-from softprompt_zoo.training.comparison.run_trial import run_trial
 from softprompt_zoo.training.comparison.running.choice import Running
+from softprompt_zoo.training.comparison.running.run_trial import run_trial
 from softprompt_zoo.training.evaluation import target_loss
 from softprompt_zoo.training.objectives.writing import Writing
 

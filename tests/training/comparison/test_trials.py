@@ -12,7 +12,7 @@ from softprompt_zoo.method import training_arguments
 from softprompt_zoo.training.comparison.candidates.all import BASELINE_CLASSES, find_candidate
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.plan import make_plan
-from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.running.run_trial import run_trial
 from softprompt_zoo.training.comparison.trial import Trial
 from softprompt_zoo.training.evaluation import target_loss
 

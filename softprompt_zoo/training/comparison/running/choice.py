@@ -85,7 +85,7 @@ class Running:
             from softprompt_zoo.training.comparison.running.together import Together
 
             return Together(self.together, tell)
-        from softprompt_zoo.training.comparison.running.runner import one_by_one
+        from softprompt_zoo.training.comparison.running.one_by_one import one_by_one
 
         return one_by_one
 

@@ -14,7 +14,7 @@ from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.trial import Trial
 
 if TYPE_CHECKING:
-    from softprompt_zoo.training.comparison.running.runner import Keep, Watching
+    from softprompt_zoo.training.comparison.running.runner import Begin, Keep
 
 ADDRESS = "RAY_ADDRESS"
 """Ray's environment variable that names a cluster."""
@@ -41,7 +41,7 @@ class OnRay:
         self.workers = workers
         self.tell = tell
 
-    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
+    def __call__(self, trials: Sequence[Trial], bench: Bench, begin: "Begin", keep: "Keep") -> None:
         """Run trials; failures are reported after all other trials have finished."""
         if not trials:
             return

@@ -9,7 +9,7 @@ from ray import tune
 
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.choices import Choices
-from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.running.run_trial import run_trial
 from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 from softprompt_zoo.training.settings import Settings
 

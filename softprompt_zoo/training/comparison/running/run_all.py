@@ -33,6 +33,6 @@ def run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Consol
             watching.end(trial, result)
 
         try:
-            runner(waiting, bench, watching, keep)
+            runner(waiting, bench, watching.begin, keep)
         except KeyboardInterrupt as error:
             raise StoppedError("stopped; to continue, run the same command again") from error

@@ -9,33 +9,20 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.comparison.bench import Bench
     from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 
+    Begin = Callable[[Trial, int], list[TrainerCallback]]
     Keep = Callable[[Trial, TrialResult], None]
-
-
-class Watching(Protocol):
-    """The interface that runners report the start of trials to."""
-
-    def begin(self, trial: "Trial", count: int = 1) -> "list[TrainerCallback]":
-        """Note a trial that begins, possibly the first of a group of `count`; return the callbacks for its training."""
 
 
 class Runner(Protocol):
     """A way to run trials; equal trials give equal results in all of them, except for times and memory."""
 
-    def __call__(self, trials: "Sequence[Trial]", bench: "Bench", watching: Watching, keep: "Keep") -> None:
+    def __call__(self, trials: "Sequence[Trial]", bench: "Bench", begin: "Begin", keep: "Keep") -> None:
         """Run trials.
 
         Args:
             trials: The trials to run.
             bench: The loaded model and the rows.
-            watching: Notified when trials begin.
+            begin: Called when a trial begins, or the first of a group, with the number of trials that begin together;
+                returns the callbacks for the training.
             keep: Called once per trial with its result, in any order, as soon as it is available.
         """
-
-
-def one_by_one(trials: "Sequence[Trial]", bench: "Bench", watching: Watching, keep: "Keep") -> None:
-    """Run trials in this process, one after the other; a `Runner`."""
-    from softprompt_zoo.training.comparison.run_trial import run_trial
-
-    for trial in trials:
-        keep(trial, run_trial(trial, bench, watching.begin(trial)))

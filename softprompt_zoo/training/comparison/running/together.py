@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.choices import BASELINES
-from softprompt_zoo.training.comparison.running.runner import one_by_one
-from softprompt_zoo.training.comparison.running.shared_batches import train_group
+from softprompt_zoo.training.comparison.running.one_by_one import one_by_one
+from softprompt_zoo.training.comparison.running.run_group import run_group
 from softprompt_zoo.training.comparison.store import TOGETHER_FOLDER
 from softprompt_zoo.training.comparison.trial import Trial
 
 if TYPE_CHECKING:
-    from softprompt_zoo.training.comparison.running.runner import Keep, Watching
+    from softprompt_zoo.training.comparison.running.runner import Begin, Keep
 
 
 class Together:
@@ -30,14 +30,14 @@ class Together:
         self.count = count
         self.tell = tell
 
-    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
+    def __call__(self, trials: Sequence[Trial], bench: Bench, begin: "Begin", keep: "Keep") -> None:
         """Run trials; the results of a group are kept once the whole group has finished."""
         refused = set[str]()
         for group in groups(trials, self.count):
             candidate = group[0].candidate
             if len(group) > 1 and candidate not in refused:
                 try:
-                    results = train_group(group, bench, watching.begin(group[0], len(group)))
+                    results = run_group(group, bench, begin(group[0], len(group)))
                 except UnsupportedError as error:
                     refused.add(candidate)
                     self.tell(f"{candidate} is trained one by one: {error}")
@@ -45,7 +45,7 @@ class Together:
                     for trial, result in results:
                         keep(trial, result)
                     continue
-            one_by_one(group, bench, watching, keep)
+            one_by_one(group, bench, begin, keep)
         shutil.rmtree(Path(bench.settings.output) / TOGETHER_FOLDER, ignore_errors=True)
 
 

@@ -53,10 +53,6 @@ class Rounds:
         while asked := self._ask(studies):
             self._run(asked)
 
-    def begin(self, trial: Trial, count: int = 1) -> list[TrainerCallback]:
-        """Return no callbacks: trainings of a search are not shown."""
-        return []
-
     def _ask(self, studies: Sequence[Study]) -> list[Asked]:
         found = []
         for study in studies:
@@ -72,7 +68,7 @@ class Rounds:
         trials = {one.trial.key: one.trial for one in asked}
         waiting = [trial for trial in trials.values() if not self._store.has(trial)]
         try:
-            self._runner(waiting, self._bench, self, self._store.save)
+            self._runner(waiting, self._bench, _show_nothing, self._store.save)
         finally:
             for one in asked:
                 self._settle(one)
@@ -85,3 +81,8 @@ class Rounds:
         one.study.tell(one.asked, result.loss)
         place = f"{one.study.place_of(one.asked)} of {one.study.count}"
         self._tell(f"{one.trial.label}, learning rate {one.trial.learning_rate:g}, {place}: loss {result.loss:.4f}")
+
+
+def _show_nothing(trial: Trial, count: int) -> list[TrainerCallback]:
+    """Return no callbacks: trainings of a search are not shown."""
+    return []

@@ -11,9 +11,9 @@ from rich.console import Console
 from softprompt_zoo.errors import OutputError, StoppedError
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.plan import Plan
-from softprompt_zoo.training.comparison.run_trial import run_trial
 from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.comparison.running.run_all import run_all
+from softprompt_zoo.training.comparison.running.run_trial import run_trial
 from softprompt_zoo.training.comparison.running.runner import Runner
 from softprompt_zoo.training.comparison.search.pruning import Pruning
 from softprompt_zoo.training.comparison.search.rounds import Rounds

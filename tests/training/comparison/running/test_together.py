@@ -5,7 +5,7 @@ from helpers.tiny_comparisons import assert_same_results, compare_in, make_place
 
 import softprompt_zoo as zoo
 from softprompt_zoo.training.comparison.choices import Rate
-from softprompt_zoo.training.comparison.running import shared_batches
+from softprompt_zoo.training.comparison.running import run_group
 from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.comparison.running.together import groups
 from softprompt_zoo.training.comparison.trial import Trial
@@ -36,7 +36,7 @@ def test_time_and_memory_are_those_of_the_batch_and_marked_so(place):
 
 
 def test_a_group_that_was_stopped_goes_on_from_its_checkpoint(place, monkeypatch):
-    changes, measure, left = {"rates": (Rate(0.2), Rate(0.02))}, shared_batches.target_loss, [4]
+    changes, measure, left = {"rates": (Rate(0.2), Rate(0.02))}, run_group.target_loss, [4]
 
     def stop_later(*arguments):
         left[0] -= 1
@@ -44,7 +44,7 @@ def test_a_group_that_was_stopped_goes_on_from_its_checkpoint(place, monkeypatch
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(shared_batches, "target_loss", stop_later)
+    monkeypatch.setattr(run_group, "target_loss", stop_later)
     with pytest.raises(zoo.StoppedError):
         compare_in(place, "stopped", Running(together=2), **changes)
     left[0] = 4  # two trials, and the validations of the last two of four steps

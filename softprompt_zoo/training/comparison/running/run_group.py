@@ -17,7 +17,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.training.arguments import KEPT_CHECKPOINTS
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.soft_prompt import SoftPrompt
-from softprompt_zoo.training.comparison.run_trial import (
+from softprompt_zoo.training.comparison.running.run_trial import (
     CURVE_ROWS,
     arguments_of,
     check_unchanged,
@@ -37,7 +37,7 @@ ALONE = "default"
 """Name of the prompt while it is measured, the same as in a trial that is run alone."""
 
 
-def train_group(
+def run_group(
     trials: Sequence[Trial], bench: Bench, callbacks: Sequence[TrainerCallback] = ()
 ) -> list[tuple[Trial, TrialResult]]:
     """Run trials of one method with the same budget.
