@@ -51,14 +51,18 @@ def build_virtual_tokens(
         text: The rows' text.
 
     Returns:
-        `InputTokens` with embeddings `(tokens, hidden)`, or `(tasks, tokens, hidden)` if the config has
-        `num_tasks`, from which the host selects those of each row by its `task_ids`; or `LayerTokens` with keys
-        and values `(kv_heads, tokens, head_dim)` per layer of one or more of `backbone.layers`' sites. Values are
-        `(kv_heads, tokens, value_dim)` if their width differs from that of the keys. With gates, `(heads,)` or `(1,)`
-        per layer, a layer may have `None` in all three. With scores, `(kv_heads, tokens)` per layer, these are added
-        to the attention scores of the tokens: the logarithm of a factor on the share of each. In the dtype and on the
-        device of the parameters (the host casts); gradients must flow to them. If a method asks for `text`, every
-        tensor has a leading axis of rows: `(rows, tokens, hidden)`, `(rows, kv_heads, tokens, head_dim)`.
+        `InputTokens`, or `LayerTokens` at one or more of `backbone.layers`' sites, in the dtype and on the device of
+        the parameters (the host casts); gradients must flow to them. Their tensors:
+
+        | tensor     | shape                           | notes                                                       |
+        | ---------- | ------------------------------- | ----------------------------------------------------------- |
+        | embeddings | `(tokens, hidden)`              | of `InputTokens`                                            |
+        | with tasks | `(tasks, tokens, hidden)`       | if there is `num_tasks`; a row gets those of its `task_ids` |
+        | keys       | `(kv_heads, tokens, head_dim)`  | of `LayerTokens`, for each layer of a site                  |
+        | values     | `(kv_heads, tokens, value_dim)` | the same; `value_dim` is `head_dim` in most models          |
+        | gates      | `(heads,)` or `(1,)`            | optional; a layer may then have `None` in all three         |
+        | scores     | `(kv_heads, tokens)`            | optional; added to the attention scores of the tokens       |
+        | per row    | `(rows, …)`                     | all of these, if the method asks for `text`                 |
 
     Raises:
         ShapeError: By the host, if a shape is wrong, or there are more or fewer rows than in the text.
@@ -103,12 +107,11 @@ def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone")
 
     Args:
         config: What the user chose. Not changed.
-        parameters: The trained `Parameters`, in eval mode. Not changed.
+        parameters: The trained `Parameters`, in eval mode, under `torch.no_grad()`. Not changed.
         backbone: Sizes of the frozen model.
 
     Returns:
-        The tokens that `build_virtual_tokens` returns in eval mode: same kind, same shapes. The host
-        calls it without gradients and keeps a copy.
+        The tokens that `build_virtual_tokens` returns in eval mode: same kind, same shapes. The host keeps a copy.
 
     Raises:
         UnsupportedError: If the prompt has no merged form; says what would be lost.
@@ -134,8 +137,7 @@ def map_text(
         text: The rows' text. Not changed.
 
     Returns:
-        The embeddings of all positions, of the shape of `text.embeddings`, in any dtype (the host casts). If
-        a row has several prompts, they change them one after the other, in the order of the prompts.
+        Embeddings like `text.embeddings`, in any dtype (the host casts). A row's prompts change them in their order.
 
     Raises:
         ShapeError: By the host, if the shape is wrong.
@@ -226,8 +228,7 @@ def parameter_groups(config: "MethodConfig", parameters: "nn.Module", learning_r
         learning_rate: The rate the user chose; the default is the recipe's.
 
     Returns:
-        Groups as torch optimizers take them, each with `"params"` and, if it differs, `"lr"`. Parameters in
-        none of them form an additional group.
+        Groups for a torch optimizer, each with `"params"` and, if it differs, `"lr"`; parameters in none form one more.
 
     Raises:
         PluginError: By the host, if anything else is returned.
@@ -282,8 +283,7 @@ def upgrade(
 ) -> "tuple[dict[str, Any], dict[str, Tensor]]":
     """Convert what another version of the plugin saved: options and tensors under their current names; optional.
 
-    Called when a saved prompt is loaded and the version in the file, older or newer, is not the installed one.
-    Not called for a merged prompt, which has no parameters.
+    Called when a prompt that is not merged is loaded, and its version, older or newer, is not the installed one.
 
     Args:
         options: As they were saved. May be changed.
