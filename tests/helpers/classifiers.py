@@ -85,7 +85,7 @@ def classifier(task, architecture, seed=0, implementation="sdpa"):
         config.num_labels = 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if architecture == "deberta_v2":  # it has no other
+        if architecture in ("deberta_v2", "mpnet"):  # these have no other
             implementation = "eager"
         model = TASKS[task].from_config(config, attn_implementation=implementation)
         for parameter in model.parameters():
