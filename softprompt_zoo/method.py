@@ -232,10 +232,10 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
     from softprompt_zoo.model.making import make_prompt
     from softprompt_zoo.model.prompts import Prompts
     from softprompt_zoo.prompt.token_checks import check_shared_room
-    from softprompt_zoo.trial.examination import inspect_backbone
+    from softprompt_zoo.trial.examination import examine
 
     own = attached_prompts(model)
-    backbone, stacks = inspect_backbone(model) if own is None else (own.backbone, {})
+    backbone, stacks = examine(model) if own is None else (own.backbone, {})
     prompts = Prompts(backbone) if own is None else own
     for name in methods:
         prompts.check_name(name)

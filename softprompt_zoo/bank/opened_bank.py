@@ -11,7 +11,7 @@ from softprompt_zoo.bank.opening import open_bank
 from softprompt_zoo.bank.stores import Store, unknown
 from softprompt_zoo.errors import BankError, UnknownPromptError
 from softprompt_zoo.model.attachment import attached_prompts
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 
 class OpenedBank:
@@ -96,4 +96,4 @@ def backbone_of(model: Any) -> Backbone | None:
     if model is None or isinstance(model, Backbone):
         return model
     own = attached_prompts(model)
-    return inspect_backbone(model)[0] if own is None else own.backbone
+    return examine(model)[0] if own is None else own.backbone

@@ -13,7 +13,7 @@ from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.subject import Subject
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 FAMILIES = ("gpt2", "bert", "t5")
 """Families of tiny models, in the order in which they are tried."""
@@ -36,7 +36,7 @@ def tried(method: LoadedMethod, wrappers: Mapping[str, Mapping[str, Any]]) -> Su
     refusals = []
     for family in FAMILIES:
         model = tiny_model(family)
-        backbone, stacks = inspect_backbone(model)
+        backbone, stacks = examine(model)
         try:
             prompt = make_prompt(method, method.example_options[0], backbone, wrappers)
         except UnsupportedError as error:

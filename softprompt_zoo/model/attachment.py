@@ -43,8 +43,8 @@ def attach(
 
     Args:
         model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters stay trainable.
-        backbone: From `inspect_backbone`.
-        stacks: From `inspect_backbone`.
+        backbone: From `examine`.
+        stacks: From `examine`.
         ready: Prompts by name; none is activated.
 
     Returns:

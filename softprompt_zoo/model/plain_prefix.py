@@ -22,7 +22,7 @@ from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.site_tokens import SiteTokens
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 from softprompt_zoo.trial.words import ready
 
 
@@ -53,7 +53,7 @@ class PrefixMaker:
         inside = model_inside(model)
         if is_attached(model):
             return cls(inside, inside.prompts.backbone, inside._softprompt_stacks)
-        return cls(inside, *inspect_backbone(model))
+        return cls(inside, *examine(model))
 
     @torch.no_grad()
     def fold(self, prompts: Mapping[str, Prompt], task: int | None = None) -> Prompt:

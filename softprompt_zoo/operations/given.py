@@ -17,7 +17,7 @@ from softprompt_zoo.model.attachment import attached_prompts
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 GivenPrompt = Prompt | str | os.PathLike[str]
 """A prompt, such as `model.prompts[name]`, or the folder of a saved one."""
@@ -78,7 +78,7 @@ def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone,
 
 def _of_model(model: Any) -> tuple[Backbone, Any]:
     own = attached_prompts(model)
-    return (inspect_backbone(model)[0], None) if own is None else (own.backbone, own)
+    return (examine(model)[0], None) if own is None else (own.backbone, own)
 
 
 def check_alike(given: Sequence[Given]) -> None:

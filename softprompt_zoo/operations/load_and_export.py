@@ -23,7 +23,7 @@ from softprompt_zoo.operations.pooled_heads import check_pooling
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.token_checks import check_ranges, check_shared_room
 from softprompt_zoo.sites.select import check_combination
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 
 def load(
@@ -70,7 +70,7 @@ def load(
     """
     path = find_directory(directory, revision, token)
     own = attached_prompts(base)
-    backbone, stacks = inspect_backbone(base) if own is None else (own.backbone, {})
+    backbone, stacks = examine(base) if own is None else (own.backbone, {})
     prompts, active = _renamed(*read_prompts(path, backbone, pools_prompt), name, path)
     adapted = format_of(path).adapters(path)
     _check_fit(Prompts(backbone) if own is None else own, prompts, active, path)
@@ -81,7 +81,7 @@ def load(
         with weight_adapters.taken_off_on_error(model, adapted):
             weight_adapters.put(model, adapted, path, trainable)
             if own is None:
-                backbone, stacks = inspect_backbone(base)  # some of its layers have been replaced
+                backbone, stacks = examine(base)  # some of its layers have been replaced
     model_prompts = attach_or_add(base, backbone, stacks, prompts)
     if pools_prompt:
         _check_pooling(base, next(iter(prompts)), was_attached=own is not None)

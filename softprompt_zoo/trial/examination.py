@@ -41,7 +41,7 @@ SEES_LATER = ", as text sees what comes after it, as in prefix language models s
 Found = TypeVar("Found")
 
 
-def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
+def examine(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
     """Collect what prompts need to know about a model. Nothing is changed.
 
     Args:

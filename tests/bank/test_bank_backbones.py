@@ -7,7 +7,7 @@ from helpers.bank_models import prompted
 import softprompt_zoo as zoo
 from softprompt_zoo.backbone import identity
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 
 def test_a_bank_of_another_backbone_is_refused(address):
@@ -30,7 +30,7 @@ def test_a_bank_of_another_backbone_is_refused(address):
 def test_a_backbone_will_do_and_nothing_is_changed(tmp_path):
     model = tiny_model("llama")
     keys = list(model.state_dict())
-    bank = zoo.PromptBank(tmp_path / "bank", inspect_backbone(model)[0])
+    bank = zoo.PromptBank(tmp_path / "bank", examine(model)[0])
     assert len(bank) == 0
     assert list(model.state_dict()) == keys
     zoo.get_method("prompt_tuning")(model, num_virtual_tokens=2)

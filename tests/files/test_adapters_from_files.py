@@ -216,7 +216,7 @@ def test_a_number_in_a_small_file_takes_no_room(tmp_path, monkeypatch):
 def check_a_failed_load_changes_nothing(folder, base, monkeypatch):
     """Fail at the trial, the last thing that can fail, when the adapters are already on the model."""
     with monkeypatch.context() as patch, unchanged(base):
-        examine, calls = saving.inspect_backbone, []
+        examine, calls = saving.examine, []
 
         def fail_at_last(model):
             calls.append(model)
@@ -224,7 +224,7 @@ def check_a_failed_load_changes_nothing(folder, base, monkeypatch):
                 raise zoo.UnsupportedError("the trial fails")
             return examine(model)
 
-        patch.setattr(saving, "inspect_backbone", fail_at_last)
+        patch.setattr(saving, "examine", fail_at_last)
         with pytest.raises(zoo.UnsupportedError, match="the trial fails"):
             zoo.load(base, folder)
 

@@ -18,7 +18,7 @@ from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.registry.discovery import ENVIRONMENT_VARIABLE
 from softprompt_zoo.registry.registry import Registry
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 DOCS = Path(__file__).parents[2] / "docs"
 FILES = {
@@ -47,7 +47,7 @@ def merge(parameters: Parameters) -> zoo.VirtualTokens:
 
 @pytest.fixture
 def backbone():
-    return inspect_backbone(tiny_model("llama"))[0]
+    return examine(tiny_model("llama"))[0]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import softprompt_zoo as zoo
 from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.registry.discovery import WRAPPER_GROUP
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 
 @zoo.hookimpl
@@ -95,7 +95,7 @@ def of_tokens(make):
 )
 def test_tokens_that_nothing_can_be_done_with_are_refused(installed, registry, make, error, reason):
     installed.offer("broken", plugin(build_virtual_tokens=of_tokens(make)))
-    backbone, _ = inspect_backbone(tiny_model("llama"))
+    backbone, _ = examine(tiny_model("llama"))
     text = rf"^method 'broken' \(strangers 1\.5\), hook 'build_virtual_tokens', returned {reason}"
     with pytest.raises(error, match=text):
         make_prompt(registry.lookup("broken"), {}, backbone)

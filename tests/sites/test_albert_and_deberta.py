@@ -13,7 +13,7 @@ from transformers import AlbertConfig, AlbertModel, AutoModel, BertConfig, Deber
 import softprompt_zoo as zoo
 from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.comparison import assert_equal
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 IDS = torch.randint(3, 101, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def test_alberts_start_values_are_each_layers():
     """They are the keys and values of the text's words at each of the four layers, not at only one."""
     base = albert()
     with torch.no_grad():
-        recorded = inspect_backbone(base)[0].keys_values(IDS[0]).sites["encoder"]
+        recorded = examine(base)[0].keys_values(IDS[0]).sites["encoder"]
         hidden = base(IDS[:1], output_hidden_states=True).hidden_states
         own = base.encoder.albert_layer_groups[0].albert_layers[0].attention
         assert len(hidden) == 5
@@ -112,7 +112,7 @@ def test_alberts_start_values_are_each_layers():
 def test_alberts_projections_are_found():
     base = albert()
     given = torch.randn(2, 32)
-    tokens = inspect_backbone(base)[0].project("encoder", [None, given, None, given])
+    tokens = examine(base)[0].project("encoder", [None, given, None, given])
     own = base.encoder.albert_layer_groups[0].albert_layers[0].attention
     for layer in (1, 3):
         assert_equal(tokens.sites["encoder"].keys[layer], heads(own.key(given)), "keys")
@@ -209,7 +209,7 @@ def test_a_prompt_that_nobody_sees_changes_nothing(kind):
 def test_debertas_start_values_are_each_layers():
     base = deberta()
     with torch.no_grad():
-        recorded = inspect_backbone(base)[0].keys_values(IDS[0]).sites["encoder"]
+        recorded = examine(base)[0].keys_values(IDS[0]).sites["encoder"]
         hidden = base(IDS[:1], output_hidden_states=True).hidden_states
         for layer in range(4):
             own = base.encoder.layer[layer].attention.self

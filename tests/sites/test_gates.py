@@ -15,7 +15,7 @@ from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.subject import Subject, pad, random_text
 from softprompt_zoo.tokens.kinds import from_tensors
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 TEXT = random_text(7, 3)
 CAUSAL = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "gpt_neox"]
@@ -241,7 +241,7 @@ def test_tensors_of_gated_tokens_make_a_round_trip(tmp_path):
 
 
 def test_tensors_that_do_not_fit_are_refused():
-    backbone, _ = inspect_backbone(tiny_model("llama"))
+    backbone, _ = examine(tiny_model("llama"))
     tokens, gate = torch.zeros(4, 32), torch.zeros(1)
     for tensors, reason in (
         ({"decoder_1": tokens}, "no 'decoder_1_gate' next to 'decoder_1'"),

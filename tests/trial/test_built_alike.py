@@ -6,7 +6,7 @@ import torch
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.trial import stacks
 from softprompt_zoo.trial.built_alike import built
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def looks(monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "bert", "t5"])
 def test_a_model_that_is_built_alike_is_the_same_without_a_look(architecture, looks, monkeypatch):
-    inspect_backbone(tiny_model(architecture))
+    examine(tiny_model(architecture))
     once = list(looks)
     model = tiny_model(architecture)
-    backbone, there = inspect_backbone(model)
+    backbone, there = examine(model)
     assert looks == once
     monkeypatch.setattr(stacks, "_FOUND", {})
-    fresh, anew = inspect_backbone(model)
+    fresh, anew = examine(model)
     assert looks == once + once
     assert (fresh.sizes(), anew) == (backbone.sizes(), there)
 
@@ -49,10 +49,10 @@ def test_a_model_that_is_built_alike_is_the_same_without_a_look(architecture, lo
     ],
 )
 def test_a_model_that_somebody_changed_is_looked_at(change, looks):
-    inspect_backbone(tiny_model("mistral"))
+    examine(tiny_model("mistral"))
     model = tiny_model("mistral")
     change(model)
-    inspect_backbone(model)
+    examine(model)
     assert len(looks) > 1
 
 

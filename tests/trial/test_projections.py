@@ -10,7 +10,7 @@ from transformers import OPTConfig, OPTForCausalLM
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.comparison import assert_equal
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 TOKENS = 5
 
@@ -98,7 +98,7 @@ def check_by_hand(model, backbone, site, dtype=torch.float32, tolerance=None):
 @pytest.mark.parametrize("architecture", TINY_MODELS)
 def test_keys_and_values_are_the_layers_own(architecture):
     model = tiny_model(architecture)
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     sites = [site for site in backbone.layers if site != "cross"]
     for site in sites:
         check_by_hand(model, backbone, site)
@@ -121,7 +121,7 @@ def test_an_attached_model_that_trains_gives_the_same(architecture):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "gemma3"])
 def test_after_a_cast_of_the_model(architecture):
     model = tiny_model(architecture)
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     backbone.project("decoder", list(states_for(backbone, "decoder")))
     model.to(torch.bfloat16)
     check_by_hand(model, backbone, "decoder", torch.bfloat16, tolerance=0.05)
@@ -132,7 +132,7 @@ def test_after_a_cast_of_the_model(architecture):
 @pytest.mark.parametrize("architecture", TINY_MODELS)
 def test_layers_without_tokens_and_the_meta_device(architecture):
     model = tiny_model(architecture).to("meta")
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     site = last_site(backbone)
     shapes = backbone.layers[site]
     states = [None] * (len(shapes) - 1) + [torch.empty(TOKENS, backbone.hidden_size, device="meta")]
@@ -144,7 +144,7 @@ def test_layers_without_tokens_and_the_meta_device(architecture):
 
 def test_weights_are_looked_at_anew():
     model = tiny_model("llama")
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     check_by_hand(model, backbone, "decoder")
     with torch.no_grad():
         model.model.layers[1].self_attn.k_proj.weight.mul_(2)
@@ -153,7 +153,7 @@ def test_weights_are_looked_at_anew():
 
 def test_first_projected_under_inference_mode_it_still_trains():
     model = tiny_model("llama")
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     with torch.inference_mode():
         backbone.project("decoder", list(states_for(backbone, "decoder")))
     check_by_hand(model, backbone, "decoder")
@@ -174,14 +174,14 @@ def test_a_copied_model_projects_by_its_own_weights(clone):
 def test_layers_of_another_width_than_the_embeddings_are_refused():
     sizes = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2}
     model = OPTForCausalLM(OPTConfig(vocab_size=50, num_attention_heads=4, max_position_embeddings=64, **sizes))
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     with pytest.raises(zoo.UnsupportedError, match="states of width 32 and its embeddings have width 16"):
         backbone.project("decoder", [torch.zeros(TOKENS, 16)] * 2)
 
 
 def test_names_of_modules_and_parameters_are_the_users():
     model = tiny_model("llama")
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     assert backbone.module_names == {"decoder": ("model.layers.0.self_attn", "model.layers.1.self_attn")}
     assert backbone.parameter_names == frozenset(model.state_dict())
     assert backbone.model_type == "llama"

@@ -12,7 +12,7 @@ from softprompt_zoo.testing.models import TINY_MODELS
 from softprompt_zoo.testing.sizes import ROTARY
 from softprompt_zoo.testing.subject import random_text
 from softprompt_zoo.trial import rehearsal
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 TEXT = random_text(9, 1)
 
@@ -26,7 +26,7 @@ def forgetful(monkeypatch):
 def test_a_trial_leaves_the_model_and_the_random_numbers_alone():
     model = tiny_model("llama").train()
     before, state = torch.get_rng_state(), dict(model.state_dict())
-    inspect_backbone(model)
+    examine(model)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())

@@ -13,7 +13,7 @@ from softprompt_zoo.tokens.kinds import PlainTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.trial import rehearsal, stacks
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 from softprompt_zoo.trial.words import ready
 
 COUNT = 5
@@ -200,7 +200,7 @@ def forget():
 def found(model):
     """Return what is found out about a model, or why it is refused."""
     try:
-        backbone, there = inspect_backbone(model)
+        backbone, there = examine(model)
     except zoo.UnsupportedError as error:
         return str(error)
     facts = [(type(one.reach), one.is_padding_sensitive, one.attentions, one.shapes) for one in there.values()]

@@ -23,7 +23,7 @@ from softprompt_zoo.training.comparison.candidates.restoring import frozen, head
 from softprompt_zoo.training.comparison.candidates.sizing import sized
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +109,7 @@ def find_blocks(model: "PreTrainedModel") -> Mapping[nn.Module, int]:
     Raises:
         UnsupportedError: If there are none.
     """
-    backbone, _ = inspect_backbone(model)
+    backbone, _ = examine(model)
     names = {name for found in backbone.module_names.values() for name in found}
     modules = dict(model.named_modules())
     blocks = {_block_around(name, modules): None for name in sorted(names, key=_numbers)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from softprompt_zoo.files.writing import write_tensors
-from softprompt_zoo.trial.examination import inspect_backbone
+from softprompt_zoo.trial.examination import examine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ def head_to_train(bench: "Bench") -> Iterator[nn.ModuleDict]:
         The head's modules; empty if the objective needs no head.
     """
     asks = bench.objective.options.get("train_head", False)
-    head = nn.ModuleDict(inspect_backbone(bench.model)[0].inside.task_head if asks else {})
+    head = nn.ModuleDict(examine(bench.model)[0].inside.task_head if asks else {})
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     try:
         yield head
