@@ -19,7 +19,7 @@ from softprompt_zoo.model.prompted_model import PromptedModel, prompted_class, r
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.hooks import bind, unbind
-from softprompt_zoo.sites.reach.on_our_attention import restore_attention
+from softprompt_zoo.sites.reach.attention_in_config import restore_attention
 from softprompt_zoo.sites.stack import Stack
 
 _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()

@@ -24,7 +24,7 @@ from softprompt_zoo.model.generation import PromptedGeneration
 from softprompt_zoo.model.head_per_row import check_resizable, with_heads
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import active_heads
-from softprompt_zoo.sites.reach.on_our_attention import restore_attention
+from softprompt_zoo.sites.reach.attention_in_config import restore_attention
 from softprompt_zoo.sites.request import NEW_ARGUMENTS, NOTHING, Request
 from softprompt_zoo.sites.stack import Stack, follow
 

@@ -10,7 +10,7 @@ from softprompt_zoo.backbone.probe import Probe
 from softprompt_zoo.files import peft_prefixes
 from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.subject import random_text
-from softprompt_zoo.trial import stacks
+from softprompt_zoo.trial import choice_of_reach
 
 TEXT = random_text(7, 3)
 SIZES = {
@@ -120,7 +120,7 @@ def test_widths_of_a_type_for_which_peft_does_not_cut_are_refused(tmp_path, monk
 @pytest.mark.parametrize("name", [name for name in MODELS if "shared" in name])
 def test_the_check_notices_layers_that_share(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Probe, "source", lambda self, key, is_cross: None)
-    monkeypatch.setattr(stacks, "_FOUND", {})
+    monkeypatch.setattr(choice_of_reach, "_FOUND", {})
     with pytest.raises(AssertionError):
         check_import(name, tmp_path)
     with pytest.raises(AssertionError):

@@ -32,7 +32,7 @@ def test_a_name_that_is_written_is_followed(architecture, name):
 @pytest.mark.parametrize("architecture", ["llama", "bert", "whisper"])  # T5's stacks have their own configs
 def test_the_check_notices_prompts_that_are_ignored(architecture, monkeypatch):
     monkeypatch.setattr(
-        "softprompt_zoo.sites.reach.on_our_attention.OnOurAttention.follow_attention", lambda *args: None
+        "softprompt_zoo.sites.reach.attention_in_config.AttentionInConfig.follow_attention", lambda *args: None
     )
     with pytest.raises(AssertionError):
         check_written_name(architecture, "eager")

@@ -134,7 +134,7 @@ def test_times_of_words():
 
 def test_the_check_of_word_times_notices_a_prompt_that_is_ignored(monkeypatch):
     monkeypatch.setattr(
-        "softprompt_zoo.sites.reach.on_our_attention.OnOurAttention.follow_attention", lambda *args: None
+        "softprompt_zoo.sites.reach.attention_in_config.AttentionInConfig.follow_attention", lambda *args: None
     )
     with pytest.raises(AssertionError):
         check_word_times()

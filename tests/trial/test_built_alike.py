@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.trial import stacks
+from softprompt_zoo.trial import choice_of_reach
 from softprompt_zoo.trial.built_alike import built
 from softprompt_zoo.trial.examination import examine
 
@@ -13,14 +13,14 @@ from softprompt_zoo.trial.examination import examine
 def looks(monkeypatch):
     """Return the names of the stacks that are run to find how prompts can reach them."""
     names = []
-    run = stacks._run
+    run = choice_of_reach._run
 
-    def noted(look, name, *others):
-        names.append(name)
-        return run(look, name, *others)
+    def noted(stack, mode):
+        names.append(stack.name)
+        return run(stack, mode)
 
-    monkeypatch.setattr(stacks, "_FOUND", {})
-    monkeypatch.setattr(stacks, "_run", noted)
+    monkeypatch.setattr(choice_of_reach, "_FOUND", {})
+    monkeypatch.setattr(choice_of_reach, "_run", noted)
     return names
 
 
@@ -31,7 +31,7 @@ def test_a_model_that_is_built_alike_is_the_same_without_a_look(architecture, lo
     model = tiny_model(architecture)
     backbone, there = examine(model)
     assert looks == once
-    monkeypatch.setattr(stacks, "_FOUND", {})
+    monkeypatch.setattr(choice_of_reach, "_FOUND", {})
     fresh, anew = examine(model)
     assert looks == once + once
     assert (fresh.sizes(), anew) == (backbone.sizes(), there)

@@ -12,7 +12,7 @@ from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.kinds import PlainTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
-from softprompt_zoo.trial import rehearsal, stacks
+from softprompt_zoo.trial import choice_of_reach, rehearsal
 from softprompt_zoo.trial.examination import examine
 from softprompt_zoo.trial.words import ready
 
@@ -194,7 +194,7 @@ def test_a_prompt_of_real_tokens_is_right_or_refused_everywhere(kind, name, meth
 
 def forget():
     rehearsal._FOUND.clear()
-    stacks._FOUND.clear()
+    choice_of_reach._FOUND.clear()
 
 
 def found(model):

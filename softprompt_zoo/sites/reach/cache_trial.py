@@ -19,7 +19,7 @@ def run_on_view(look: Look) -> dict[int, AttentionCall]:
     """Run a stack on a few tokens with a recording cache. The stack is not changed.
 
     Args:
-        look: What is known about the stack.
+        look: What an earlier run has shown about the stack.
 
     Returns:
         Layer to the call by the module that passed its keys and values; empty if the run failed.

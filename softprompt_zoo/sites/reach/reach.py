@@ -18,21 +18,21 @@ from softprompt_zoo.tokens.placement import Placement
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What is known about a stack while looking for a way to reach it."""
+    """What one run of a stack on a few tokens has shown, by which each `Reach` decides. Another run gives another."""
 
     module: Any
     embedding: nn.Module
     cache_argument: str
     is_alone: bool
     """Whether it is the model's only stack."""
-    calls: Sequence[AttentionCall] = ()
-    """The calls of attention functions in a run that received the per-call keyword; none if the run failed."""
-    scales: tuple[float, float] = (1.0, 1.0)
-    """Its `ids_scale` and `embeddings_scale`."""
-    error: str | None = None
-    """Why the run failed."""
-    is_idle: bool = False
+    is_idle: bool
     """Whether it ran without its weights, so that its results are meaningless."""
+    calls: Sequence[AttentionCall] = ()
+    """The calls of attention functions that received the per-call keyword; none if the run failed."""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """Its `ids_scale` and `embeddings_scale`, if the run did not fail."""
+    error: str | None = None
+    """Why the run failed; `None` if it did not."""
 
 
 class Reach:
@@ -55,7 +55,7 @@ class Reach:
         """Find the attention modules that can be reached in this way. The stack is not changed.
 
         Args:
-            look: What is known about the stack.
+            look: What a run of the stack has shown.
 
         Returns:
             One call of each, in the order of the layers; none if this way does not reach the stack.

@@ -6,13 +6,13 @@ from typing import Any
 
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
+from softprompt_zoo.sites.reach.attention_in_config import AttentionInConfig
 from softprompt_zoo.sites.reach.reach import Look
 from softprompt_zoo.sites.stack_facts import StackFacts
 
 
 @dataclasses.dataclass(frozen=True)
-class RealPositions(OnOurAttention):
+class RealPositions(AttentionInConfig):
     """The fallback if there is no other way: embeddings and a mask, if these are all that the stack reads."""
 
     problem: str

@@ -1,7 +1,7 @@
 """Replaces attention for one call, in stacks that compute their scores themselves: DeBERTa's and MPNet's.
 
 Such a stack does not pass keywords down. Its own forward runs on a view of the stack, made for one call, in which the
-attention modules are replaced by the functions of `own_attention`. Nothing is written to modules.
+attention modules are replaced by the functions of `deberta_and_mpnet`. Nothing is written to modules.
 """
 
 import functools
@@ -12,8 +12,8 @@ from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.probe import STATE_KEYWORD, AttentionCall
 from softprompt_zoo.backbone.replaced_forward import check_view, note_prompted, rebind, restore
 from softprompt_zoo.backbone.stand_in import stand_in
-from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
-from softprompt_zoo.sites.reach.own_attention import KINDS, Kind
+from softprompt_zoo.sites.reach.attention_in_config import AttentionInConfig
+from softprompt_zoo.sites.reach.deberta_and_mpnet import KINDS, Kind
 from softprompt_zoo.sites.reach.reach import Look
 from softprompt_zoo.sites.reach.views import view
 from softprompt_zoo.sites.stack_facts import StackFacts
@@ -24,7 +24,7 @@ _BASE = "_softprompt_carried"
 """Attribute of our class that holds the stack's own class."""
 
 
-class ReplacedAttention(OnOurAttention):
+class ReplacedAttention(AttentionInConfig):
     """For encoders whose attention computation is known."""
 
     keeps_keywords = True

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from softprompt_zoo.backbone.probe import AttentionCall
+from softprompt_zoo.sites.reach.attention_in_config import AttentionInConfig
 from softprompt_zoo.sites.reach.hidden_states import show_hidden
-from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
 from softprompt_zoo.sites.reach.reach import Look
 from softprompt_zoo.sites.stack_facts import StackFacts
 
 
-class ThroughInterface(OnOurAttention):
+class ThroughInterface(AttentionInConfig):
     """Most models. Our function is in `attention_interface`."""
 
     shows_columns = True

@@ -10,7 +10,7 @@ from softprompt_zoo.sites.reach.reach import Reach
 from softprompt_zoo.sites.stack_facts import StackFacts
 
 
-class OnOurAttention(Reach):
+class AttentionInConfig(Reach):
     """The base of all ways in which a stack's config names our attention function."""
 
     def choose_attention(self, stack: StackFacts) -> None:
