@@ -21,7 +21,7 @@ from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.trial.built_alike import built, remember
 from softprompt_zoo.trial.leading_layers import leading
-from softprompt_zoo.trial.stack_trial import FixedPrompts, StackTrial
+from softprompt_zoo.trial.rehearsed_stack import FixedPrompts, RehearsedStack
 from softprompt_zoo.trial.words import ready
 
 WORD_COUNT, TEXT_LENGTH, PADDING_LENGTH = 2, 3, 2
@@ -75,7 +75,7 @@ def sees_later_tokens(stack: Stack) -> bool:
     other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
     try:
         with ready({stack.name: stack}):
-            states = [StackTrial("encoder", stack).run(each, {})[:, 0] for each in (ids, other)]
+            states = [RehearsedStack("encoder", stack).run(each, {})[:, 0] for each in (ids, other)]
     except Exception:
         return False
     return not torch.allclose(states[0], states[1], rtol=0, atol=1e-6 * float(states[0].abs().max()))
@@ -98,11 +98,12 @@ def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
     ids = _words_and_text(first)
     with ready(stacks):
         for stack in {first.name: first, last.name: last}.values():
-            trial = StackTrial(family, stack)
+            rehearsed = RehearsedStack(family, stack)
             with_words, without = ({}, {}) if stack is first else _encoded(first, ids)
-            expected, alone = trial.run(ids, with_words)[:, WORD_COUNT:], trial.run(ids[:, WORD_COUNT:], without)
+            expected = rehearsed.run(ids, with_words)[:, WORD_COUNT:]
+            alone = rehearsed.run(ids[:, WORD_COUNT:], without)
             change, whole = (expected - alone).double().norm(dim=-1), expected.double().norm(dim=-1)
-            if not bool((change > TELLING * trial.close * whole).all()):
+            if not bool((change > TELLING * rehearsed.close * whole).all()):
                 return False
     return True
 
@@ -128,31 +129,31 @@ def _try(family: str, stacks: Mapping[str, Stack]) -> Findings:
     ids = _words_and_text(first)
     with ready(stacks):
         if FAMILIES[family].is_causal:
-            return _try_causal(StackTrial(family, last), ids)
-        inputs, padding = (sound, None) if sound else _try_encoder(StackTrial(family, first), ids)
+            return _try_causal(RehearsedStack(family, last), ids)
+        inputs, padding = (sound, None) if sound else _try_encoder(RehearsedStack(family, first), ids)
         has_decoder = last is not first and last.attentions
-        keys_values = _try_decoder(first, StackTrial(family, last), ids) if has_decoder else None
+        keys_values = _try_decoder(first, RehearsedStack(family, last), ids) if has_decoder else None
     return Findings(keys_values, inputs, padding)
 
 
-def _try_causal(trial: StackTrial, ids: Tensor) -> Findings:
+def _try_causal(rehearsed: RehearsedStack, ids: Tensor) -> Findings:
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
-        expected = trial.run(ids, {})[:, WORD_COUNT:]
-        plain = trial.record(words, {})
-        wrong = _try_padded(trial, plain, text, expected)
+        expected = rehearsed.run(ids, {})[:, WORD_COUNT:]
+        plain = rehearsed.record(words, {})
+        wrong = _try_padded(rehearsed, plain, text, expected)
     except Exception as error:
         wrong = _in_words(error)
     if wrong is not None:
         return Findings(keys_values=wrong)
     try:
-        wrong = _try_embeddings(trial, words, plain.sites[trial.stack.name])
-        return Findings(inputs=wrong or _try_long_text(trial, ids))
+        wrong = _try_embeddings(rehearsed, words, plain.sites[rehearsed.stack.name])
+        return Findings(inputs=wrong or _try_long_text(rehearsed, ids))
     except Exception as error:
         return Findings(inputs=_in_words(error))
 
 
-def _try_padded(trial: StackTrial, plain: LayerTokens, text: Tensor, expected: Tensor) -> str | None:
+def _try_padded(rehearsed: RehearsedStack, plain: LayerTokens, text: Tensor, expected: Tensor) -> str | None:
     """Test keys and values in front of a text padded on either side; unpadded if padding affects the model itself."""
     length = text.shape[1]
     empty = text[:, :1].expand(-1, PADDING_LENGTH)
@@ -165,71 +166,71 @@ def _try_padded(trial: StackTrial, plain: LayerTokens, text: Tensor, expected: T
 
     padded = None
     with contextlib.suppress(Exception):  # without padding it may work
-        padded = rows(trial.run(ids, mask, plain))
-    if padded is not None and trial.agree(padded, expected):
+        padded = rows(rehearsed.run(ids, mask, plain))
+    if padded is not None and rehearsed.agree(padded, expected):
         return None
-    alone = trial.run(text, {})
-    if not trial.agree(trial.run(text, {}, plain), expected, alone):
+    alone = rehearsed.run(text, {})
+    if not rehearsed.agree(rehearsed.run(text, {}, plain), expected, alone):
         return KEYS_VALUES_WRONG
-    if padded is not None and trial.agree(padded, expected, alone):
+    if padded is not None and rehearsed.agree(padded, expected, alone):
         return None
-    is_proof = trial.agree(rows(trial.run(ids, mask)), alone)
+    is_proof = rehearsed.agree(rows(rehearsed.run(ids, mask)), alone)
     return "padding moves the text away from its prompt" if is_proof else None
 
 
-def _try_embeddings(trial: StackTrial, words: Tensor, plain: SiteTokens) -> str | None:
+def _try_embeddings(rehearsed: RehearsedStack, words: Tensor, plain: SiteTokens) -> str | None:
     """Test the words' embeddings, next to ones of no word: a model may look up the word."""
-    embedded = trial.stack.embed(words[0])
+    embedded = rehearsed.stack.embed(words[0])
     prompts = FixedPrompts(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
-    segment: Any = causal_prefix(trial.stack, prompts.call).segments[0]
+    segment: Any = causal_prefix(rehearsed.stack, prompts.call).segments[0]
     for given, wanted in ((segment.keys, plain.keys), (segment.values, plain.values)):
         for layer, of_words in zip(given, wanted, strict=True):
-            if of_words is not None and not trial.agree(layer, of_words):
+            if of_words is not None and not rehearsed.agree(layer, of_words):
                 return INPUTS_WRONG
     return None
 
 
-def _try_long_text(trial: StackTrial, ids: Tensor) -> str | None:
+def _try_long_text(rehearsed: RehearsedStack, ids: Tensor) -> str | None:
     """Test the words' embeddings in front of a text beyond the length from which the rotation changes."""
-    limit = trial.stack.rotation_limit
-    if limit is None or not trial.stack.takes_position_ids:
+    limit = rehearsed.stack.rotation_limit
+    if limit is None or not rehearsed.stack.takes_position_ids:
         return None
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     places = torch.arange(ids.shape[1], device=ids.device)[None]
     positions = torch.where(places < WORD_COUNT, places, places + limit)
     mask = torch.ones_like(ids)
-    expected = trial.run(ids, {"position_ids": positions, "attention_mask": mask})[:, WORD_COUNT:]
+    expected = rehearsed.run(ids, {"position_ids": positions, "attention_mask": mask})[:, WORD_COUNT:]
     inputs = {"position_ids": positions[:, WORD_COUNT:] - WORD_COUNT, "attention_mask": mask[:, WORD_COUNT:]}
-    given = trial.run(text, inputs, InputTokens(trial.stack.embed(words[0])))
-    trial.run(text, {})  # the rotation is a buffer: reset it to that of a short text
-    return None if trial.agree(given, expected) else f"{INPUTS_WRONG} in texts of more than {limit} tokens"
+    given = rehearsed.run(text, inputs, InputTokens(rehearsed.stack.embed(words[0])))
+    rehearsed.run(text, {})  # the rotation is a buffer: reset it to that of a short text
+    return None if rehearsed.agree(given, expected) else f"{INPUTS_WRONG} in texts of more than {limit} tokens"
 
 
-def _try_encoder(trial: StackTrial, ids: Tensor) -> tuple[str | None, str | None]:
+def _try_encoder(rehearsed: RehearsedStack, ids: Tensor) -> tuple[str | None, str | None]:
     """Test embeddings as real positions; return what is wrong with them, and with padding."""
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
-        everything = trial.run(ids, {})
+        everything = rehearsed.run(ids, {})
         expected = everything[:, WORD_COUNT:]
-        given = trial.run(text, {}, InputTokens(trial.stack.embed(words[0])))[:, -TEXT_LENGTH:]
-        if not trial.agree(given, expected) and not trial.agree(given, expected, trial.run(text, {})):
+        given = rehearsed.run(text, {}, InputTokens(rehearsed.stack.embed(words[0])))[:, -TEXT_LENGTH:]
+        if not rehearsed.agree(given, expected) and not rehearsed.agree(given, expected, rehearsed.run(text, {})):
             return INPUTS_WRONG, None
         padded = torch.cat([ids, ids[:, :PADDING_LENGTH]], dim=1)
         mask = torch.arange(padded.shape[1], device=ids.device)[None] < ids.shape[1]
-        shown = trial.run(padded, {"attention_mask": mask.long()})[:, : ids.shape[1]]
+        shown = rehearsed.run(padded, {"attention_mask": mask.long()})[:, : ids.shape[1]]
     except Exception as error:
         return _in_words(error), None
-    return None, None if trial.agree(shown, everything) else "padding changes its states"
+    return None, None if rehearsed.agree(shown, everything) else "padding changes its states"
 
 
-def _try_decoder(encoder: Stack, trial: StackTrial, ids: Tensor) -> str | None:
+def _try_decoder(encoder: Stack, rehearsed: RehearsedStack, ids: Tensor) -> str | None:
     """Test keys and values of a decoder and its cross-attention, next to embeddings in place of encoded text."""
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
         with_words, without = _encoded(encoder, ids)
-        expected = trial.run(ids, with_words)[:, WORD_COUNT:]
-        given = trial.run(text, without, trial.record(words, with_words))
-        is_right = trial.agree(given, expected) or trial.agree(given, expected, trial.run(text, without))
+        expected = rehearsed.run(ids, with_words)[:, WORD_COUNT:]
+        given = rehearsed.run(text, without, rehearsed.record(words, with_words))
+        is_right = rehearsed.agree(given, expected) or rehearsed.agree(given, expected, rehearsed.run(text, without))
     except Exception as error:
         return _in_words(error)
     return None if is_right else KEYS_VALUES_WRONG

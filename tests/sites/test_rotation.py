@@ -230,7 +230,7 @@ def follow_the_text_as_it_grows(monkeypatch):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_checks_notice_the_rotation_of_a_short_text(name, monkeypatch):
-    monkeypatch.setattr(rehearsal, "_try_long_text", lambda trial, ids: None)
+    monkeypatch.setattr(rehearsal, "_try_long_text", lambda rehearsed, ids: None)
     forget_the_text(monkeypatch)
     with pytest.raises(AssertionError):
         check_forward(name, 13)

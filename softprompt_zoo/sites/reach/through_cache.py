@@ -21,7 +21,7 @@ from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.batch import rows_of
 from softprompt_zoo.sites.checkpointing import is_checkpointed
 from softprompt_zoo.sites.positions import given_cache, plain_mask
-from softprompt_zoo.sites.reach.cache_trial import run_on_view
+from softprompt_zoo.sites.reach.cache_probe import run_on_view
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
 from softprompt_zoo.sites.reach.reach import Look, Reach

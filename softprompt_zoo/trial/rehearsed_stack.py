@@ -42,7 +42,7 @@ class FixedPrompts:
         return self.call
 
 
-class StackTrial:
+class RehearsedStack:
     """One stack under test."""
 
     def __init__(self, family: str, stack: Stack) -> None:
