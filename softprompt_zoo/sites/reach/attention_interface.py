@@ -6,7 +6,7 @@ wrong gradients under checkpointing, and cross-talk between threads.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,21 @@ from softprompt_zoo.sites.reach.masks import (
 )
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, KeyValueRecording, SiteState
+
+
+class MaskBasis(NamedTuple):
+    """What an extended mask depends on, besides the text's mask: layers of one call for which it is equal share it."""
+
+    base: str
+    """transformers' name of the base implementation."""
+    site: str
+    window: int | None
+    length: int
+    """Queries of the layer."""
+    key_length: int
+    """Keys of the text."""
+    is_causal: bool
+    """Whether a missing mask means a causal one."""
 
 
 def _prompt_attention(
@@ -115,8 +130,8 @@ def _with_prompt(
     rows = None if state.is_in_order else state.rows
     prompt_keys, prompt_values = layer_prompt(prompt, rows, site.layer, query.shape[0])
     window = None if site.name == "cross" else vars(module)[MARK].window
-    depends_on = (base, site.name, window, length, key.shape[2], is_causal)
-    mask = shared_mask(prompt, state, query, attention_mask, depends_on)
+    basis = MaskBasis(base, site.name, window, length, key.shape[2], is_causal)
+    mask = shared_mask(prompt, state, query, attention_mask, basis)
     if prompt.scores is not None:
         mask = with_scores(mask, prompt.scores[site.layer], state, query, key.shape[2])
     if kwargs.get("position_bias") is not None:
@@ -154,9 +169,7 @@ def _extend_bias(
     return torch.cat([of_prompt.expand(rows, -1, -1, -1), bias.expand(rows, -1, -1, -1)], dim=-1)
 
 
-def shared_mask(
-    prompt: SiteState, state: CallState, query: Queries, attention_mask: Any, depends_on: tuple[Any, ...]
-) -> Any:
+def shared_mask(prompt: SiteState, state: CallState, query: Queries, attention_mask: Any, basis: MaskBasis) -> Any:
     """Extend the text's mask over the prompt, once for all layers that share it.
 
     Args:
@@ -164,8 +177,7 @@ def shared_mask(
         state: The state of the call, which keeps the result.
         query: The queries.
         attention_mask: The text's mask, in the form that the base implementation takes; or `None`.
-        depends_on: Base implementation, site, window, queries, keys of the text, and whether a missing mask means a
-            causal one.
+        basis: What the result depends on besides the text's mask.
 
     Returns:
         The mask, in the same form; `None` if everything is seen.
@@ -174,11 +186,11 @@ def shared_mask(
         UnsupportedError: If this form cannot express the prompt's weight.
     """
     for known, text_mask, extended in state.masks:
-        if known == depends_on and text_mask is attention_mask:
+        if known == basis and text_mask is attention_mask:
             return extended
-    base, _, window, length, key_length, is_causal = depends_on
+    key_length = basis.key_length
     tokens = prompt.keys[0].shape[2]
-    visible = visible_to(prompt, state, window, length, query.shape[0])
+    visible = visible_to(prompt, state, basis.window, basis.length, query.shape[0])
     mask: Any
     if isinstance(attention_mask, BlockMask):
         check_flex(prompt)
@@ -186,10 +198,10 @@ def shared_mask(
     else:
         if prompt.weight is not None:
             visible = weighed(visible, prompt.weight, state, query)
-        mask = extend_mask(attention_mask, visible, query, key_length, tokens, is_causal)
-        if mask is not None and mask.dtype == torch.bool and base != "sdpa":
+        mask = extend_mask(attention_mask, visible, query, key_length, tokens, basis.is_causal)
+        if mask is not None and mask.dtype == torch.bool and basis.base != "sdpa":
             mask = additive(mask, query.dtype)
-    state.masks.append((depends_on, attention_mask, mask))
+    state.masks.append((basis, attention_mask, mask))
     return mask
 
 
