@@ -17,7 +17,7 @@ from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import without_cache
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.shapes import Shaped
+from softprompt_zoo.shapes import Bool, Int, Shaped
 from softprompt_zoo.sites.batch import rows_of
 from softprompt_zoo.sites.checkpointing import is_checkpointed
 from softprompt_zoo.sites.positions import given_cache, plain_mask
@@ -31,6 +31,9 @@ from softprompt_zoo.tokens.placement import Placement
 
 CHECKPOINTS = "_can_checkpoint_with_cache"
 """transformers' attribute for layers that keep their cache when a checkpoint recomputes them; so a view may be kept."""
+
+_PADDING, _PROMPT, _TEXT = range(3)
+"""The groups of a row's columns, in their order: absent tokens and left padding; the prompt; the text and the rest."""
 
 
 class ThroughCache(Reach):
@@ -75,7 +78,8 @@ class ThroughCache(Reach):
         mask = None if text is None else _mask_of_text(stack, kwargs, text, view)
         if call is None or text is None or mask is None:
             return shown
-        return {**shown, "attention_mask": _mask(view, call, mask, text)}
+        shown["attention_mask"], view.order = _mask_and_order(view, call, mask, text)
+        return shown
 
     def leave(self, stack: StackFacts, output: Any, kwargs: Mapping[str, Any]) -> Any:
         """Remove the view and the prompt's columns."""
@@ -156,24 +160,46 @@ def _check_mask(stack: StackFacts, mask: Any) -> None:
         )
 
 
-def _mask(
+def _mask_and_order(
     view: CacheView, call: CallState, mask: Shaped[Tensor, "#rows key_length"], text: Shaped[Tensor, "rows length ..."]
-) -> Shaped[Tensor, "rows positions"]:
-    """Extend the text's mask over the prompt, in the view's order of columns, which is found here."""
-    prompt: Any = view.prompt
-    device = prompt.keys[0].device
-    present = torch.ones(1, view.tokens, dtype=torch.bool, device=device)
-    if prompt.present is not None:
-        present = rows_of(prompt.present, call.rows, text.shape[0])
-    # A static cache has free columns after the text; models with ALiBi need a mask over them too.
-    free = view.get_mask_sizes(text.shape[1], 0)[0] - view.tokens - mask.shape[1]
-    seen = functional.pad(mask.to(device).bool(), (0, max(0, free))).expand(text.shape[0], -1)
-    present = present.expand(text.shape[0], -1)
+) -> tuple[Shaped[Tensor, "rows positions"], Int[Tensor, "rows positions"] | None]:
+    """Extend the text's mask over the prompt.
+
+    Args:
+        view: The cache that the model will see.
+        call: The state of the call.
+        mask: The text's mask.
+        text: The text.
+
+    Returns:
+        The mask, and the order of its columns: for `CacheView.order`.
+    """
+    rows = text.shape[0]
+    present, seen = _present_tokens(view, call, rows), _seen_text(view, mask, text)
     valid = torch.cat([present, seen], dim=1)
-    # A stable sort: absent tokens and left padding, then the prompt, then the text and whatever follows it.
-    is_left = seen.long().cumsum(dim=1) == 0
-    place = torch.cat([present.long(), torch.where(is_left, 0, 2)], dim=1)
-    if prompt.present is not None or torch.compiler.is_compiling() or bool(is_left.any()):
-        view.order = place.argsort(dim=1, stable=True)
-        valid = valid.gather(1, view.order)
-    return valid.to(mask.dtype)
+    is_left_padding = seen.long().cumsum(dim=1) == 0
+    prompt: Any = view.prompt
+    # Whether there is padding on the left cannot be asked while compiling.
+    if prompt.present is None and not torch.compiler.is_compiling() and not bool(is_left_padding.any()):
+        return valid.to(mask.dtype), None
+    group = torch.cat([torch.where(present, _PROMPT, _PADDING), torch.where(is_left_padding, _PADDING, _TEXT)], dim=1)
+    order = group.argsort(dim=1, stable=True)  # within a group, columns keep their order
+    return valid.gather(1, order).to(mask.dtype), order
+
+
+def _present_tokens(view: CacheView, call: CallState, rows: int) -> Bool[Tensor, "{rows} tokens"]:
+    """Return which virtual tokens each row has."""
+    prompt: Any = view.prompt
+    if prompt.present is None:
+        return torch.ones(1, view.tokens, dtype=torch.bool, device=prompt.keys[0].device).expand(rows, -1)
+    return rows_of(prompt.present, call.rows, rows).expand(rows, -1)
+
+
+def _seen_text(
+    view: CacheView, mask: Shaped[Tensor, "#rows key_length"], text: Shaped[Tensor, "rows length ..."]
+) -> Bool[Tensor, "rows text_columns"]:
+    """Extend the text's mask over the free columns of a static cache: models with ALiBi need one over them, too."""
+    prompt: Any = view.prompt
+    columns = view.get_mask_sizes(text.shape[1], 0)[0] - view.tokens
+    seen = mask.to(prompt.keys[0].device).bool()
+    return functional.pad(seen, (0, max(0, columns - mask.shape[1]))).expand(text.shape[0], -1)
