@@ -11,7 +11,7 @@ from typing import Any
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.hub.upload import Push
-from softprompt_zoo.sites.select import check_combination
+from softprompt_zoo.sites.prompts_argument import check_combination
 
 WITHOUT_EFFECT = (
     "max_shard_size",

@@ -212,7 +212,8 @@ def _replaced(call: Call, name: str, tokens: VirtualTokens | None) -> dict[Part,
             placements[part] = call.placements[part]
         elif tokens is not None:
             is_pooled = call.placements[part].is_pooled
-            placements[part] = dataclasses.replace(Placement(_of_task(tokens, part.task)), is_pooled=is_pooled)
+            own = _of_task(tokens, part.task_or_row)  # a task: rows are separated later, in the stack
+            placements[part] = dataclasses.replace(Placement(own), is_pooled=is_pooled)
     return placements
 
 

@@ -23,8 +23,8 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.token_checks import check_shared_room
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.prompts_argument import check_combination
 from softprompt_zoo.sites.request import Request
-from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.selection import Part, Selection
 
 

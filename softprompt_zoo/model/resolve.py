@@ -16,11 +16,11 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import Call, DecodingState, Trace
 from softprompt_zoo.sites.decoding_state import has_text, state_of
+from softprompt_zoo.sites.prompts_argument import check_known
 from softprompt_zoo.sites.request import Request
-from softprompt_zoo.sites.select import check_known
 from softprompt_zoo.sites.selection import Part, Selection
+from softprompt_zoo.sites.separate_parts import separate_tasks
 from softprompt_zoo.sites.slots import check_second_text, take_slots
-from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.tokens.no_tokens import NoTokens
 from softprompt_zoo.tokens.placement import Placement
 
@@ -108,7 +108,7 @@ def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | 
     for placement in placements.values():
         share_softmax = share_softmax and placement.tokens.share_softmax
     if not share_softmax:  # some may have tasks
-        selection, placements = split_tasks(selection, placements, request.task_ids)
+        selection, placements = separate_tasks(selection, placements, request.task_ids)
     return Call(
         selection,
         placements,

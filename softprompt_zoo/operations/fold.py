@@ -9,7 +9,7 @@ from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.plain_prefix import PrefixMaker
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.given import check_idle_task
-from softprompt_zoo.sites.select import check_combination
+from softprompt_zoo.sites.prompts_argument import check_combination
 
 
 @torch.no_grad()

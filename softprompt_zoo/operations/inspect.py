@@ -22,8 +22,8 @@ from softprompt_zoo.operations.given import check_idle_task
 from softprompt_zoo.operations.inspection_findings import Neighbour, Norms, PromptInspection
 from softprompt_zoo.operations.inspection_report import Inspection
 from softprompt_zoo.shapes import Float
-from softprompt_zoo.sites.select import check_combination
-from softprompt_zoo.sites.tasks import check_task
+from softprompt_zoo.sites.prompts_argument import check_combination
+from softprompt_zoo.sites.task_ids_argument import check_task
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 NEAREST_BY = ("cosine", "distance")

@@ -22,7 +22,7 @@ from softprompt_zoo.operations.fold import combination_of
 from softprompt_zoo.operations.pooled_heads import check_pooling
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.token_checks import check_ranges, check_shared_room
-from softprompt_zoo.sites.select import check_combination
+from softprompt_zoo.sites.prompts_argument import check_combination
 from softprompt_zoo.trial.examination import examine
 
 

@@ -13,7 +13,7 @@ from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.sites.tasks import check_task
+from softprompt_zoo.sites.task_ids_argument import check_task
 from softprompt_zoo.tokens.kinds import PlainTokens
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens

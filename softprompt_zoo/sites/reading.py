@@ -17,8 +17,8 @@ from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import embeddings_of, given_cache, plain_mask, text_positions
 from softprompt_zoo.sites.selection import Part, times_repeated
+from softprompt_zoo.sites.separate_parts import separate_rows
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.sites.tasks import split_rows
 from softprompt_zoo.sites.text_states import LastStates
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.text import Text
@@ -88,7 +88,7 @@ def placed(call: Call, read: Mapping[str, Sequence[Placement]], rows: int, devic
             of_rows |= {part: made} if len(made) > 1 else {}
     selection = call.selection
     if of_rows:
-        selection, placements = split_rows(selection, placements, of_rows, rows, device)
+        selection, placements = separate_rows(selection, placements, of_rows, rows, device)
     share_softmax = all([placement.tokens.share_softmax for placement in placements.values()])
     return dataclasses.replace(
         call, selection=selection, placements=placements, readers={}, share_softmax=share_softmax

@@ -1,4 +1,18 @@
-"""The prompt arguments of a call: `prompts=`, `task_ids=`, `soft_slots=` and `text_mask=`, checked once."""
+"""The prompt arguments of a call: `prompts=`, `task_ids=`, `soft_slots=` and `text_mask=`.
+
+Each is checked as soon as what it is checked against is known. The order, for a forward:
+
+1. `Request.read` checks types, dtypes and numbers of axes, and that no row has the same prompt twice. Each argument has
+   its own module: `sites.prompts_argument`, `sites.task_ids_argument`, `sites.soft_slots_argument`; `text_mask` is
+   checked here.
+2. `Request.for_text` checks that `prompts` and `task_ids` have as many rows as the text.
+3. `model.resolve` checks values against the prompts: that they exist (`check_known`), that they have the task of their
+   row (`sites.separate_parts`), and that they have the virtual tokens that slots name (`sites.slots.take_slots`).
+4. The stack checks what depends on its cache: the shapes of `soft_slots` (`sites.slots.fill_slots`) and `text_mask`
+   (`sites.reading`). If it was called without the model around it, it also does what step 2 does (`Call.for_batch`).
+
+`generate` does steps 1 and 2, with the shape of `soft_slots`, and whether the prompts exist, before its first forward.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,10 +22,10 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int, Shaped
-from softprompt_zoo.sites.select import select
+from softprompt_zoo.sites.prompts_argument import read_prompts
 from softprompt_zoo.sites.selection import Selection
-from softprompt_zoo.sites.slots import check_slot_kind, check_slots
-from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
+from softprompt_zoo.sites.soft_slots_argument import check_slots, read_soft_slots
+from softprompt_zoo.sites.task_ids_argument import read_task_ids, spread_task_ids
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots", "text_mask")
 """The additional arguments of a prompted model's forward and `generate`."""
@@ -32,7 +46,7 @@ class Request:
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any], names: Sequence[str]) -> "Request":
-        """Read the user's arguments.
+        """Read the user's arguments, and check what can be checked without the text: step 1 of those above.
 
         Args:
             arguments: Those of `NEW_ARGUMENTS` that were passed; `None` counts as not passed.
@@ -49,11 +63,11 @@ class Request:
         prompts, task_ids, soft_slots, text_mask = map(arguments.get, NEW_ARGUMENTS)
         if prompts is None and task_ids is None and soft_slots is None and text_mask is None:
             return NOTHING
-        selection = None if prompts is None else select(prompts, names)
-        return cls(selection, check_task_ids(task_ids), check_slot_kind(soft_slots), _check_text_mask(text_mask))
+        selection = None if prompts is None else read_prompts(prompts, names)
+        return cls(selection, read_task_ids(task_ids), read_soft_slots(soft_slots), _read_text_mask(text_mask))
 
     def for_text(self, rows: int, length: int | None = None) -> "Request":
-        """Check the request against the text.
+        """Check the request against the text: step 2 of those above.
 
         Args:
             rows: Rows of the text.
@@ -106,7 +120,7 @@ NOTHING = Request()
 """The active prompts in every row."""
 
 
-def _check_text_mask(mask: Any) -> Shaped[Tensor, "rows length"] | None:
+def _read_text_mask(mask: Any) -> Shaped[Tensor, "rows length"] | None:
     """Return a mask over the text; refuse anything else."""
     if mask is None:
         return None

@@ -1,4 +1,4 @@
-"""Which prompts each row sees.
+"""Which prompts each row sees: what `sites.prompts_argument` makes from `prompts=`.
 
 A *combination* is the ordered tuple of prompts that one row sees; rows with the same combination share its tokens, so
 nothing is computed twice. Within a combination, the tokens of each prompt follow those of the previous one.
@@ -18,9 +18,9 @@ class Part(NamedTuple):
 
     name: str
     """The prompt's name."""
-    task: int | None = None
+    task_or_row: int | None = None
     """The task, or the row of the text, whose tokens it sees; `None` if they are the same for all, or not separated
-    yet."""
+    yet (`sites.separate_parts`)."""
 
 
 Combination = tuple[Part, ...]

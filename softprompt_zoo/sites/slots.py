@@ -14,10 +14,9 @@ from softprompt_zoo.sites.layout import Slots
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import plain_mask, text_positions
 from softprompt_zoo.sites.selection import Combination, Part, Selection
+from softprompt_zoo.sites.soft_slots_argument import check_slots
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
-
-EXPECTED = "expected integers of shape (rows, length), as made by zoo.encode: a virtual token's index, -1 for text"
 
 
 def fill_slots(
@@ -132,26 +131,6 @@ def _counts(tables: Sequence[Float[Tensor, "_ hidden"] | None]) -> list[int]:
     return [0 if table is None else len(table) for table in tables]
 
 
-def check_slots(index: Int[Tensor, "_ _"], rows: int, length: int, past: int = 0) -> None:
-    """Check slots against their text.
-
-    Args:
-        index: The slots, as made by `zoo.encode`.
-        rows: Rows of the text.
-        length: Tokens of a row, including those in the cache.
-        past: Tokens in the cache.
-
-    Raises:
-        ValueError: If the slots do not have the text's shape.
-    """
-    if index.shape != (rows, length):
-        cached = f", {past} of them in the cache" if past else ""
-        raise ValueError(
-            f"soft_slots has shape {tuple(index.shape)} for {rows} rows of {length} tokens{cached}; give one entry "
-            "for each token of the text, starting with the first, like attention_mask; -1 for text"
-        )
-
-
 def check_second_text(backbone: Backbone) -> None:
     """Refuse a forward to which `generate` passes no slots: it reads a different text, unless it is an encoder's.
 
@@ -166,28 +145,6 @@ def check_second_text(backbone: Backbone) -> None:
             "generate runs the model on a second text, as with guidance_scale, in which the places of the virtual "
             "tokens of soft_slots are unknown; call generate without guidance_scale"
         )
-
-
-def check_slot_kind(index: Any) -> Int[Tensor, "rows length"] | None:
-    """Refuse invalid slots.
-
-    Args:
-        index: The argument of `forward` or `generate`; or `None`.
-
-    Returns:
-        The same.
-
-    Raises:
-        TypeError: If it is not a tensor.
-        ValueError: If it has a wrong shape, or values other than integers.
-    """
-    if index is None:
-        return None
-    if not isinstance(index, Tensor):
-        raise TypeError(f"soft_slots is {type(index).__name__}; {EXPECTED}")
-    if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(f"soft_slots has shape {tuple(index.shape)} and dtype {index.dtype}; {EXPECTED}")
-    return index
 
 
 def _check_weight(part: Part, placement: Placement) -> None:

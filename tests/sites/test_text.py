@@ -238,12 +238,12 @@ def take_what_comes_later_for_text(monkeypatch):
 
 
 def give_all_rows_the_first_ones_tokens(monkeypatch):
-    split = reading.split_rows
+    split = reading.separate_rows
 
     def first(selection, placements, of_rows, rows, device):
         return split(selection, placements, {part: [own[0]] * len(own) for part, own in of_rows.items()}, rows, device)
 
-    monkeypatch.setattr(reading, "split_rows", first)
+    monkeypatch.setattr(reading, "separate_rows", first)
 
 
 def forget_what_was_made(monkeypatch):

@@ -11,7 +11,7 @@ from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.selection import Combination, Part, Selection
 
 
-def select(prompts: Any, names: Sequence[str]) -> Selection:
+def read_prompts(prompts: Any, names: Sequence[str]) -> Selection:
     """Read the `prompts` argument of `forward` and `generate`.
 
     Args:
@@ -79,7 +79,7 @@ def _select_by_index(prompts: Shaped[Tensor, "..."], names: Sequence[str]) -> Se
         # Values are unknown while tracing: prepare every prompt, with bare rows last.
         everything = (*((Part(name),) for name in names), ())
         return Selection(everything, torch.where(prompts < 0, len(names), prompts).long())
-    return select([_name_of(index, names) for index in prompts.tolist()], names)
+    return read_prompts([_name_of(index, names) for index in prompts.tolist()], names)
 
 
 def _name_of(index: int, names: Sequence[str]) -> str | None:
