@@ -72,7 +72,7 @@ def attach(
         stack.reach.install(stack, model)
         bind(backbone.family, stack, prompts)
     model.add_module("prompts", prompts)
-    prompts.entry.hidden_states.follow(prompts.values())
+    prompts.entry.branch_inputs.follow(prompts.values())
     prompted.__class__ = prompted_class(prompted.__class__)
     rebind_forward(model)
     if part_of(model, "is_quantized", False) and _trains(prompts):

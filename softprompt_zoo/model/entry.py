@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from softprompt_zoo.model.hidden_states import HiddenStates
+from softprompt_zoo.model.branch_inputs import BranchInputs
 from softprompt_zoo.sites.stack import Stack
 
 
@@ -17,8 +17,8 @@ class Entry:
     """Whether the model is a stack itself: then hooks insert the prompts, and it has no arguments for them."""
     apart: tuple[str, ...] = ()
     """Names of the inner stacks that the model does not pass keywords to."""
-    hidden_states: HiddenStates = dataclasses.field(default_factory=HiddenStates)
-    """Shows hidden states to prompts that read the input of attention."""
+    branch_inputs: BranchInputs = dataclasses.field(default_factory=BranchInputs)
+    """Shows the input of attention to branches that read it."""
 
     @classmethod
     def of(cls, model: nn.Module, stacks: Mapping[str, Stack]) -> "Entry":
@@ -33,4 +33,4 @@ class Entry:
         """
         inside = [name for name, stack in stacks.items() if stack.module is not model]
         apart = tuple(name for name in inside if stacks[name].reach.keeps_keywords)
-        return cls(is_stack=len(inside) < len(stacks), apart=apart, hidden_states=HiddenStates(model))
+        return cls(is_stack=len(inside) < len(stacks), apart=apart, branch_inputs=BranchInputs(model))

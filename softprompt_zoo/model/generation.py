@@ -19,7 +19,7 @@ from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, runni
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import check_request
 from softprompt_zoo.shapes import Shaped
-from softprompt_zoo.sites.decoding_state import has_text, state_of
+from softprompt_zoo.sites.decoding_state import decoding_state_of, has_text
 from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import view
@@ -132,7 +132,7 @@ class PromptedGeneration(OwnClass):
         Such a model rotates long texts differently, and so recomputes a text when it becomes long.
         """
         generation = running(self.prompts)
-        state = None if generation is None else generation.decoding or state_of(cache)
+        state = None if generation is None else generation.decoding or decoding_state_of(cache)
         limit = config_value(self.config, "original_max_position_embeddings")
         if state is None or not state.ahead or not isinstance(limit, int):
             return self

@@ -176,7 +176,7 @@ class Prompts(PromptsSeen):
         # Directly into the dictionary: `add_module` refuses names such as "train" that are attributes here.
         self._modules[name] = prompt
         if prompt.beyond_tokens is not None:
-            self.entry.hidden_states.follow(self.values())
+            self.entry.branch_inputs.follow(self.values())
 
     def remove(self, name: str) -> None:
         """Remove a prompt. If it was the only active one, the first remaining one is activated, as in PEFT.
@@ -189,7 +189,7 @@ class Prompts(PromptsSeen):
         """
         self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
-        self.entry.hidden_states.follow(self.values())
+        self.entry.branch_inputs.follow(self.values())
         others = [other for other in self.active if other != name]
         if name in self.active and not others and len(self):
             others = [next(iter(self))]

@@ -33,7 +33,7 @@ class PromptsSeen(nn.Module):
 
     def push_to_hub(self, repo_id: str, **how: Any) -> Any:
         """Push the prompts; the same as the model's `push_to_hub`, with the same arguments."""
-        model = self.entry.hidden_states.model
+        model = self.entry.branch_inputs.model
         if model is None:
             raise UnsupportedError(
                 f"these prompts are not on a model, so {repo_id!r} would not say which model they are for"

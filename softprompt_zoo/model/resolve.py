@@ -15,7 +15,7 @@ from softprompt_zoo.prompt.branch import PromptBranch
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import Call, DecodingState, Trace
-from softprompt_zoo.sites.decoding_state import has_text, state_of
+from softprompt_zoo.sites.decoding_state import decoding_state_of, has_text
 from softprompt_zoo.sites.prompts_argument import check_known
 from softprompt_zoo.sites.request import Request
 from softprompt_zoo.sites.selection import Part, Selection
@@ -227,7 +227,7 @@ def _text_of(prompts: PromptsOfModel, cache: Any) -> tuple[context.Generation | 
     generation = None if context.CURRENT.get() is None else context.running(prompts)
     found = None if generation is None else generation.decoding
     if found is None and cache is not None:
-        found = state_of(cache)
+        found = decoding_state_of(cache)
     found = DecodingState(prompts.era) if found is None else found.renew(prompts.era)
     if generation is not None:
         generation.decoding = found

@@ -123,7 +123,7 @@ def _layers(
     columns: Sequence[Sequence[Float[Tensor, "_ _ _"]]], longest: int
 ) -> tuple[Float[Tensor, "combinations _ {longest} _"], ...]:
     depth = max([len(column) for column in columns])
-    return tuple([stack([own[layer] if own else None for own in columns], longest) for layer in range(depth)])
+    return tuple([stack_padded([own[layer] if own else None for own in columns], longest) for layer in range(depth)])
 
 
 def _column(
@@ -168,11 +168,11 @@ def stack_embeddings(
     counts = [0 if part is None else len(part) for part in joined]
     if not any(counts):
         return None
-    stacked = stack(joined, max(counts))
+    stacked = stack_padded(joined, max(counts))
     return stacked, present(counts, stacked.device), counts
 
 
-def stack(
+def stack_padded(
     parts: Sequence[Float[Tensor, "... _ width"] | None], length: int
 ) -> Float[Tensor, "parts ... {length} width"]:
     """Stack tensors that have different numbers of tokens, padded with zeros.

@@ -26,7 +26,7 @@ def has_text(cache: Any) -> bool:
     return isinstance(past, int) and past > 0
 
 
-def state_of(cache: Any) -> DecodingState | None:
+def decoding_state_of(cache: Any) -> DecodingState | None:
     """Return the state of a cache's text; `None` if it has no text, or one that was started without prompts."""
     return getattr(cache, ATTRIBUTE, None) if has_text(cache) else None
 

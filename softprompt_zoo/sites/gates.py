@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
-from softprompt_zoo.sites.batch import present, stack
+from softprompt_zoo.sites.batch import present, stack_padded
 from softprompt_zoo.sites.state import Gated
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.site_tokens import SiteTokens
@@ -126,4 +126,4 @@ def _stack_layer(
         return None
     nothing = None, None, torch.zeros_like(template[2])
     keys, values, gates = zip(*[found or nothing for found in combinations], strict=True)
-    return stack(keys, longest), stack(values, longest), torch.stack(torch.broadcast_tensors(*gates))
+    return stack_padded(keys, longest), stack_padded(values, longest), torch.stack(torch.broadcast_tensors(*gates))

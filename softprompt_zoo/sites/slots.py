@@ -9,7 +9,7 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int
-from softprompt_zoo.sites.batch import stack
+from softprompt_zoo.sites.batch import stack_padded
 from softprompt_zoo.sites.layout import Slots
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import plain_mask, text_positions
@@ -108,7 +108,7 @@ def take_slots(
         _check_range(selection, counts, index)
     if not any(counts):
         return selection, None
-    return Selection(others, selection.rows), Slots(index, stack(tables, max(counts)), in_generate)
+    return Selection(others, selection.rows), Slots(index, stack_padded(tables, max(counts)), in_generate)
 
 
 def _split(

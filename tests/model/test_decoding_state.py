@@ -225,8 +225,8 @@ def test_a_copied_cache_goes_on_with_them_too():
 
 
 def test_the_check_notices_prompts_that_are_built_at_every_step(monkeypatch):
-    monkeypatch.setattr(decoding_state, "state_of", lambda cache: None)
-    monkeypatch.setattr("softprompt_zoo.model.resolve.state_of", lambda cache: None)
+    monkeypatch.setattr(decoding_state, "decoding_state_of", lambda cache: None)
+    monkeypatch.setattr("softprompt_zoo.model.resolve.decoding_state_of", lambda cache: None)
     with pytest.raises(AssertionError):
         check_decoding_goes_on("llama", cached=lambda cache: cache)
 

@@ -1,4 +1,4 @@
-"""Hidden states for the prompts of a model that add something to the output of its attention."""
+"""The input of attention, for the branches of prompts that read it: it is shown only while there is one."""
 
 import weakref
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from typing import Any
 from softprompt_zoo.prompt.prompt import Prompt
 
 
-class HiddenStates:
-    """Makes a model's attention show its input, as long as one of the model's prompts needs it."""
+class BranchInputs:
+    """Shows the input of a model's attention to branches, as long as one of the prompts reads it."""
 
     def __init__(self, model: Any = None) -> None:
         self._model = None if model is None else weakref.ref(model)
@@ -39,4 +39,4 @@ class HiddenStates:
 
     def __reduce__(self) -> Any:
         """Copy nothing: it belongs to one model, and a copy of that model creates a new one."""
-        return HiddenStates, ()
+        return BranchInputs, ()
