@@ -15,7 +15,20 @@ from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
 STATE_KEYWORD = "softprompt_zoo"
-"""Forward keyword that carries the per-call state down to the attention function."""
+"""Forward keyword that carries the state of one run of a stack down to its attention.
+
+Whoever runs the stack chooses the state; the hook before the forward chooses it if the keyword is not there yet:
+
+- `CallState`, from that hook (`sites.hooks`): the prompts that the rows see. The ways to the attention in `sites.reach`
+  and the hook after the forward read it.
+- `KeyValueRecording`, from `sites.shared_pass` and `trial.projections`: `sites.reach` writes keys and values into it.
+- `Probe`, from `trial.stacks`: the attention function here writes calls into it.
+- `None`, from `sites.text_states` and `trial.stacks`: the stack runs as if it had no prompts. The hook passes it to a
+  model that is itself the stack if no row sees a prompt, so that the model's class knows that the hook has run.
+
+The way from the model to its stacks has keywords of its own: `REQUEST_KEYWORD` of `sites.request`, `CALL_KEYWORD` of
+`sites.call`.
+"""
 
 PROBE = "softprompt_zoo_probe"
 PROBE_LENGTH = 3

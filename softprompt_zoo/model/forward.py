@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model import losses, resolve
 from softprompt_zoo.model.first_token_loss import wants_first_label, with_first_label
 from softprompt_zoo.model.head_per_row import with_heads
 from softprompt_zoo.model.untrained import note_training
 from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.call import CALL_KEYWORD, Call
 from softprompt_zoo.sites.hooks import returns_dict
 from softprompt_zoo.sites.layout import Slots
 from softprompt_zoo.sites.positions import given_cache
@@ -113,7 +112,7 @@ def _base_forward(model: Any, function: Any, call: Call, kwargs: dict[str, Any])
     seen = with_heads(model, call.heads, call.selection.rows) if call.heads else model
     for name in model.prompts.entry.apart:
         seen = with_call(seen, model._softprompt_stacks[name].module, call)
-    output = function(seen, **kwargs, **{STATE_KEYWORD: call})
+    output = function(seen, **kwargs, **{CALL_KEYWORD: call})
     if not call.trace.was_seen:
         raise UnsupportedError(
             f"{type(model).__name__}.forward does not pass its keywords on, so what the call says about prompts "

@@ -12,7 +12,6 @@ from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLog
 
 from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.backbone.peft_layers import model_inside
-from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.traits import without_cache
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, running
@@ -23,7 +22,7 @@ from softprompt_zoo.sites.decoding_state import decoding_state_of, has_text
 from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import view
-from softprompt_zoo.sites.request import NOTHING, Request
+from softprompt_zoo.sites.request import NOTHING, REQUEST_KEYWORD, Request
 from softprompt_zoo.sites.slots import check_second_text
 from softprompt_zoo.sites.text_outputs import cut_states
 
@@ -211,7 +210,7 @@ def _text_of(inputs: Mapping[str, Any]) -> Shaped[Tensor, "rows length ..."]:
 def _hand_on(request: Request, inputs: dict[str, Any]) -> None:
     """Add a request, repeated for beams, to the arguments of a step: a compiled forward cannot see the context."""
     if request is not NOTHING:
-        inputs[STATE_KEYWORD] = request.repeated(_text_of(inputs).shape[0])
+        inputs[REQUEST_KEYWORD] = request.repeated(_text_of(inputs).shape[0])
 
 
 def _get_candidates(get_candidates: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

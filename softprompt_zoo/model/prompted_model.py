@@ -25,7 +25,7 @@ from softprompt_zoo.model.head_per_row import check_resizable, with_heads
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import active_heads
 from softprompt_zoo.sites.reach.attention_in_config import restore_attention
-from softprompt_zoo.sites.request import NEW_ARGUMENTS, NOTHING, Request
+from softprompt_zoo.sites.request import NEW_ARGUMENTS, NOTHING, REQUEST_KEYWORD, Request
 from softprompt_zoo.sites.stack import Stack, follow
 
 
@@ -267,7 +267,7 @@ def _run_stack(model: Any, function: Any, kwargs: dict[str, Any]) -> Any:
 
 def _take_request(prompts: Prompts, kwargs: dict[str, Any]) -> Request:
     """Take what a call asks for out of its arguments, if `generate` has not done so."""
-    request: Request | None = kwargs.pop(STATE_KEYWORD, None)
+    request: Request | None = kwargs.pop(REQUEST_KEYWORD, None)
     given = {}
     for name in NEW_ARGUMENTS:  # a comprehension could not be compiled here
         value = kwargs.pop(name, None)

@@ -17,6 +17,8 @@ from softprompt_zoo.tokens.text import Text
 
 ATTRIBUTE = "_softprompt_decoding"
 """Attribute of a cache that holds the state of its text."""
+CALL_KEYWORD = "softprompt_zoo_call"
+"""Forward keyword that carries a `Call` from the model's forward (`model.forward`) to the hooks of its stacks."""
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.running_forward import check_entry
 from softprompt_zoo.shapes import Shaped
-from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.call import CALL_KEYWORD, Call
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.positions import given_cache, past_length
 from softprompt_zoo.sites.request import NEW_ARGUMENTS, Request
@@ -59,7 +59,7 @@ class Binding:
         Returns:
             The prompts, and whether the model's forward built them.
         """
-        built: Call | None = kwargs.pop(STATE_KEYWORD, None)
+        built: Call | None = kwargs.pop(CALL_KEYWORD, None)
         if built is not None:
             return built, True
         asked = {name: kwargs.pop(name, None) for name in NEW_ARGUMENTS}
@@ -100,7 +100,7 @@ def unbind(stack: Stack) -> None:
 
 def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Insert the prompts into one call of a stack. A forward pre-hook."""
-    if STATE_KEYWORD in kwargs and not isinstance(kwargs[STATE_KEYWORD], Call):
+    if STATE_KEYWORD in kwargs:  # a run within a forward or a trial, which brings its own state
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     stack = binding.stack
@@ -141,7 +141,7 @@ def _without_prompts(module: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Remove virtual positions from a stack's output. A forward hook."""
     state = kwargs.get(STATE_KEYWORD)
-    if not isinstance(state, CallState) or state.call is None:
+    if not isinstance(state, CallState) or state.call is None:  # the hook before the forward inserted nothing
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     stack = binding.stack

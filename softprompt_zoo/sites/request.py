@@ -29,6 +29,8 @@ from softprompt_zoo.sites.task_ids_argument import read_task_ids, spread_task_id
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots", "text_mask")
 """The additional arguments of a prompted model's forward and `generate`."""
+REQUEST_KEYWORD = "softprompt_zoo_request"
+"""Forward keyword that carries a `Request` from `generate` to the model's forward, where it replaces the arguments."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.replaced_forward import bound_to_view, check_view
-from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.call import CALL_KEYWORD, Call
 
 
 def view(module: nn.Module, **replaced: Any) -> Any:
@@ -58,7 +57,7 @@ class _WithCall:
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._module(*args, **{**kwargs, STATE_KEYWORD: self._call})
+        return self._module(*args, **{**kwargs, CALL_KEYWORD: self._call})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
