@@ -1,7 +1,6 @@
 """The view of a frozen model that plugins get."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,11 +61,12 @@ class Backbone:
     """Whether keys and values enter through the cache; gates and `always_visible` are then not possible."""
     inside: Inside = dataclasses.field(default=Inside(), repr=False, compare=False)
     """For the package itself; plugins must not rely on it."""
+    kind: Family = dataclasses.field(init=False, repr=False, compare=False)
+    """The properties of its family."""
 
-    @functools.cached_property
-    def kind(self) -> Family:
-        """The properties of its family."""
-        return FAMILIES[self.family]
+    def __post_init__(self) -> None:
+        # An attribute: a compiled forward breaks at a cached property.
+        object.__setattr__(self, "kind", FAMILIES[self.family])
 
     def sizes(self) -> dict[str, Any]:
         """Return the sizes that a saved prompt must match, as JSON values."""

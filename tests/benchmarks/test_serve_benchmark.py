@@ -33,7 +33,7 @@ def test_no_soft_token_is_sampled_even_without_suppression(served):
     found = served.bench.sampled(0)
     assert found["tokens"] == SAMPLED
     assert found["soft"] == 0
-    assert found["chance"] < 1e-6
+    assert found["chance"] * SAMPLED < 0.1, "about as likely as not, one would have been sampled in some runs"
 
 
 @pytest.mark.slow

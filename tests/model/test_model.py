@@ -183,3 +183,13 @@ def test_a_bare_models_forward_called_by_its_name_has_the_prompt(architecture, m
         assert torch.equal(model.forward(input_ids=TEXT).last_hidden_state, expected)
         assert torch.equal(model.forward(TEXT, prompts=None, return_dict=False)[0], expected)
     assert expected.shape[1] == TEXT.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"), [("llama", "prompt_tuning"), ("llama", "prefix_tuning"), ("t5", "prompt_tuning")]
+)
+def test_a_forward_with_labels_is_compiled_in_one_graph(architecture, method):
+    model = zoo.get_method(method)(tiny_model(architecture), num_virtual_tokens=3).eval()
+    expected = model(input_ids=TEXT, labels=TEXT).loss
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_equal(compiled(input_ids=TEXT, labels=TEXT).loss, expected, "loss")
