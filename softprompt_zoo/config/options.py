@@ -5,16 +5,14 @@ import difflib
 import json
 import operator
 import re
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from softprompt_zoo.config import typed
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
 
 GIVEN = "given"
 """Written to a saved config in place of given start values, which are not needed again."""
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 """Pattern of prompt names."""
-PromptName = Annotated[str, typed.Allowed("letters, digits, '_' and '-'", NAME_PATTERN.fullmatch)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +82,8 @@ class Options:
     @classmethod
     def _check_types(cls, values: dict[str, Any], owner: str) -> None:
         """Reject values that do not match the annotations of the fields."""
+        from softprompt_zoo.config import typed  # only a config that is made needs it
+
         kind: Any = cls
         hints, _ = typed.fields_of(kind)
         for name, value in values.items():

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.config import typed
-from softprompt_zoo.config.options import PromptName
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import damage
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.reading import check_format, read_json, read_tensors
+from softprompt_zoo.files.reading import PromptName, check_format, read_json, read_tensors
 from softprompt_zoo.files.writing import write_atomically, write_json, write_tensors
 
 FORMAT_VERSION = 1

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from softprompt_zoo.backbone import identity
 from softprompt_zoo.config import typed
-from softprompt_zoo.config.options import PromptName
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.reading import check_format, read_json, read_metadata, read_tensors
+from softprompt_zoo.files.reading import PromptName, check_format, read_json, read_metadata, read_tensors
 from softprompt_zoo.files.writing import write_atomically, write_json, write_tensors
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.site_tokens import SiteTokens

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from softprompt_zoo.config import typed
 from softprompt_zoo.config.checks import LARGEST_WEIGHT, is_weight
-from softprompt_zoo.config.options import PromptName
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files.reading import check_format, read_json, read_metadata, read_tensors
+from softprompt_zoo.files.reading import PromptName, check_format, read_json, read_metadata, read_tensors
 from softprompt_zoo.files.writing import write_json, write_tensors
 
 FORMAT_VERSION = 1

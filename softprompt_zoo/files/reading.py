@@ -5,15 +5,18 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softprompt_zoo.config import typed
+from softprompt_zoo.config.options import NAME_PATTERN
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import damage
 
+PromptName = Annotated[str, typed.Allowed("letters, digits, '_' and '-'", NAME_PATTERN.fullmatch)]
+"""A prompt's name in an index."""
 MOST_JSON = 64 * 2**20
 """Maximum size of a JSON file in bytes; the largest list a model's tensors. Our choice."""
 

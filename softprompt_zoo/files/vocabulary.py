@@ -15,11 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softprompt_zoo.config import typed
-from softprompt_zoo.config.options import PromptName
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files import damage
 from softprompt_zoo.files.damage import check_finite, check_floating
-from softprompt_zoo.files.reading import check_format, check_regular, read_json
+from softprompt_zoo.files.reading import PromptName, check_format, check_regular, read_json
 from softprompt_zoo.files.writing import write_json
 
 FORMAT_VERSION = 1
