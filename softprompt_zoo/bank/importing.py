@@ -10,7 +10,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.bank.names import check_name
 from softprompt_zoo.bank.verification import BAR_AFTER
 from softprompt_zoo.errors import CheckpointError, ZooError
-from softprompt_zoo.files.formats import find_format, format_of, read_prompts, warn_of_adapters
+from softprompt_zoo.files.formats import find_format, format_of, read_folder, warn_of_adapters
 from softprompt_zoo.prompt.prompt import Prompt
 
 Names = Mapping[tuple[Path, str], str]
@@ -72,7 +72,7 @@ def read_folders(
     for one, group in tqdm(groups, desc="importing prompts", unit="folder", leave=False, delay=BAR_AFTER):
         stored: list[tuple[str, Prompt]] = []
         with _noted(one, None if one == path else problems):
-            found, _ = read_prompts(one, backbone)
+            found, _ = read_folder(one, backbone)
             warn_of_adapters(one)
             own = [(names[source], found[source[1]]) for source in group if source[1] in found]
             stored = [(name, form(name, prompt)) for name, prompt in own]

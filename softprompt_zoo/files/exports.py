@@ -16,16 +16,16 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
-Prompts = tuple[dict[str, Prompt], tuple[str, ...]]
+SavedPrompts = tuple[dict[str, Prompt], tuple[str, ...]]
 """Prompts by name, and the names of the active ones."""
 
 
-def read_vocabulary(directory: Path, backbone: Backbone) -> Prompts:
+def read_vocabulary(directory: Path, backbone: Backbone) -> SavedPrompts:
     """Read the rows of an extended embedding table as prompts; errors as in `read_embeddings`."""
     return _input_prompts(*vocabulary.read(directory), backbone, directory)
 
 
-def read_embeddings(directory: Path, backbone: Backbone) -> Prompts:
+def read_embeddings(directory: Path, backbone: Backbone) -> SavedPrompts:
     """Read embeddings as prompts.
 
     Args:
@@ -44,7 +44,7 @@ def read_embeddings(directory: Path, backbone: Backbone) -> Prompts:
 
 def _input_prompts(
     found: Mapping[str, Tensor], active: tuple[str, ...], backbone: Backbone, directory: Path
-) -> Prompts:
+) -> SavedPrompts:
     return {name: _input_prompt(own, backbone, directory) for name, own in found.items()}, active
 
 
@@ -57,7 +57,7 @@ def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:
     return plain_prompt(InputTokens(found.to(torch.promote_types(backbone.dtype, torch.float32))), backbone)
 
 
-def read_keys_values(directory: Path, backbone: Backbone) -> Prompts:
+def read_keys_values(directory: Path, backbone: Backbone) -> SavedPrompts:
     """Read keys and values as a prefix; result and errors as in `read_embeddings`."""
     index, tokens = keys_values.read(directory)
     identity.check(index.model, backbone, str(directory))

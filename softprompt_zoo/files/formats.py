@@ -1,4 +1,7 @@
-"""The formats of a folder of prompts: each is a `Format`, and `FORMATS` lists them in the order they are looked for."""
+"""The formats of a folder of prompts: each is a `Format`, and `FORMATS` lists them in the order they are looked for.
+
+A new format is a module that writes and reads its files, and a line in `FORMATS`.
+"""
 
 import abc
 import dataclasses
@@ -24,7 +27,7 @@ from softprompt_zoo.files import (
     vocabulary,
     weight_adapter_files,
 )
-from softprompt_zoo.files.exports import Prompts
+from softprompt_zoo.files.exports import SavedPrompts
 from softprompt_zoo.files.hub.names import is_hub_name
 from softprompt_zoo.files.prompt_records import restore
 from softprompt_zoo.files.reading import existing_directory
@@ -45,7 +48,7 @@ class Format(abc.ABC):
         return (directory / self.index_file).is_file()
 
     @abc.abstractmethod
-    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> Prompts:
+    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> SavedPrompts:
         """Read the prompts.
 
         Args:
@@ -57,8 +60,10 @@ class Format(abc.ABC):
             The prompts by name, trainable as they were when saved, and the names of the active ones.
 
         Raises:
-            BackboneMismatchError: If they are for another model.
-            ValueError: If `pools_prompt` is set, and the format records that itself.
+            BackboneMismatchError: If they are for a model of other sizes.
+            UnknownMethodError: If the method of one is not installed.
+            UnsupportedError: If one cannot work on this model.
+            ValueError: If `pools_prompt` is set, but this is not a PEFT adapter.
         """
 
     @abc.abstractmethod
@@ -89,7 +94,7 @@ class Format(abc.ABC):
 class OwnFormat(Format):
     """What `save_pretrained` writes."""
 
-    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> Prompts:
+    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> SavedPrompts:
         """Restore each prompt from its record."""
         _refuse_pooling(pools_prompt, directory)
         index, tensors = prompt_folder.read(directory)
@@ -119,7 +124,7 @@ class PeftFormat(Format):
         """Return whether there is one, even if only in the tensors' file."""
         return peft_folder.is_there(directory)
 
-    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> Prompts:
+    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> SavedPrompts:
         """Read its only prompt."""
         return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
 
@@ -136,7 +141,9 @@ class PeftFormat(Format):
         fields = peft_folder.read_config(directory)
         if peft_folder.is_prompt(fields):
             return None
-        return f"a PEFT adapter of type {fields.get('peft_type')!r}, which is not a prompt"
+        if not isinstance(fields.get("peft_type"), str):
+            return f"another library's adapter: its {peft_folder.CONFIG_FILE} names no peft_type"
+        return f"a PEFT adapter of type {fields['peft_type']!r}, which is not a prompt"
 
     def model_weights(self, directory: Path) -> dict[str, Tensor]:
         """Read the modules that PEFT trained and saved with the prompt."""
@@ -147,11 +154,11 @@ class PeftFormat(Format):
 class ExportedFormat(Format):
     """What `export` writes for an engine."""
 
-    read_export: Callable[[Path, Backbone], Prompts]
+    read_export: Callable[[Path, Backbone], SavedPrompts]
     counts: Callable[[Path], tuple[dict[str, int], tuple[str, ...]]]
     """Returns the number of virtual tokens of each prompt, and the names of the active ones."""
 
-    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> Prompts:
+    def read(self, directory: Path, backbone: Backbone, pools_prompt: bool) -> SavedPrompts:
         """Read it as plain prompts."""
         _refuse_pooling(pools_prompt, directory)
         return self.read_export(directory, backbone)
@@ -177,7 +184,7 @@ FORMATS: tuple[Format, ...] = (
 
 
 def find_format(directory: Path) -> Format | None:
-    """Return the format of a folder; `None` if it is in none of them."""
+    """Return the format of a folder; `None` if it is in none of them, where `format_of` raises an error."""
     return next((one for one in FORMATS if one.is_there(directory)), None)
 
 
@@ -193,8 +200,7 @@ def format_of(directory: Path) -> Format:
     found = find_format(directory)
     if found is None:
         raise CheckpointError(
-            f"{directory} has neither {prompt_folder.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved "
-            "prompt"
+            f"{directory} has none of {', '.join(one.index_file for one in FORMATS)}; it holds no saved prompt"
         )
     return found
 
@@ -231,7 +237,7 @@ def find_directory(
     return path
 
 
-def read_prompts(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Prompts:
+def read_folder(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> SavedPrompts:
     """Read saved prompts for a backbone, in any format; arguments, result and errors as for `Format.read`.
 
     Raises:
@@ -251,8 +257,8 @@ def warn_of_adapters(directory: Path) -> None:
     names = format_of(directory).adapter_names(directory)
     if names:
         warnings.warn(
-            f"{directory} holds the adapter {', '.join(map(repr, names))} next to its prompt, but only the prompt is "
-            "read; on a model without that adapter it gives different results. zoo.load loads both",
+            f"{directory} holds adapters next to its prompt ({', '.join(map(repr, names))}), but only the prompt is "
+            "read; on a model without them it gives different results. zoo.load loads both",
             stacklevel=3,
         )
 

@@ -116,9 +116,9 @@ def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
         CheckpointError: If the folder holds no prompt.
         UnsupportedError: If it holds several.
     """
-    from softprompt_zoo.files.formats import read_prompts, warn_of_adapters
+    from softprompt_zoo.files.formats import read_folder, warn_of_adapters
 
-    prompts, active = read_prompts(directory, backbone)
+    prompts, active = read_folder(directory, backbone)
     warn_of_adapters(directory)
     names = active or tuple(prompts)
     if len(names) != 1:

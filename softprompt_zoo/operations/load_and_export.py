@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone.peft_layers import acting_adapters, model_inside
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
 from softprompt_zoo.files import peft_export, peft_folder, prompt_folder, weight_adapters
-from softprompt_zoo.files.formats import find_directory, format_of, read_prompts
+from softprompt_zoo.files.formats import find_directory, format_of, read_folder
 from softprompt_zoo.model.attachment import attach_or_add, attached_prompts, detach, prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.export_embeddings import export_embeddings
@@ -71,7 +71,7 @@ def load(
     path = find_directory(directory, revision, token)
     own = attached_prompts(base)
     backbone, stacks = examine(base) if own is None else (own.backbone, {})
-    prompts, active = _renamed(*read_prompts(path, backbone, pools_prompt), name, path)
+    prompts, active = _renamed(*read_folder(path, backbone, pools_prompt), name, path)
     adapted = format_of(path).adapters(path)
     _check_fit(Prompts(backbone) if own is None else own, prompts, active, path)
     _set_trainable(list(prompts.values()), trainable)

@@ -61,7 +61,7 @@ def test_nothing_is_read_of_what_cannot_be_named(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "saved" / "good")
     model.save_pretrained(tmp_path / "saved" / "z bad")
     bank = zoo.PromptBank(tmp_path / "bank", model)
-    monkeypatch.setattr(importing, "read_prompts", lambda *given: pytest.fail("it was read"))
+    monkeypatch.setattr(importing, "read_folder", lambda *given: pytest.fail("it was read"))
     with pytest.raises(ValueError, match="prompt name is 'z bad'"):
         bank.import_folder(tmp_path / "saved")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files.formats import FORMATS, format_of, read_prompts
+from softprompt_zoo.files.formats import FORMATS, format_of, read_folder
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.comparison import assert_equal
 
@@ -48,7 +48,7 @@ def test_its_files_are_enough(saved, tmp_path):
 
 def test_its_description_names_what_is_read(saved):
     model, folder, found = saved
-    prompts, active = read_prompts(folder, model.prompts.backbone)
+    prompts, active = read_folder(folder, model.prompts.backbone)
     described = found.describe(folder)
     assert list(described.prompts) == found.names(folder) == list(prompts)
     assert described.active == active

@@ -93,6 +93,8 @@ def test_what_cannot_be_fetched(hub, files, monkeypatch):
     assert not [path for _, path in hub.requests if path.endswith("model.safetensors")]
     hub.create("me/lora", {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b"large"})
     refused("PEFT adapter of type 'LORA', which is not a prompt", "me/lora")
+    hub.create("me/other", {"adapter_config.json": b'{"architecture": "houlsby"}'})
+    refused("another library's adapter: its adapter_config.json names no peft_type; load it with the li", "me/other")
     hub.create("me/gated", files)
     hub.gated.add("me/gated")
     refused(rf"'me/gated' is gated .*: ask for access at {constants.ENDPOINT}/me/gated", "me/gated")

@@ -179,7 +179,7 @@ def test_truncated_files(saved, name, keep):
 def test_missing_files_and_folders(saved, tmp_path):
     refused(tmp_path / "nowhere", zoo.CheckpointError, "nowhere is not a folder; expected one written by save_")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", zoo.CheckpointError, "neither softprompt_zoo.json nor adapter_config.json")
+    refused(tmp_path / "empty", zoo.CheckpointError, "none of softprompt_zoo.json, adapter_config.json, ")
     (saved / "model.safetensors").unlink()
     refused(saved, zoo.CheckpointError, "model.safetensors is missing; save the prompt again")
 

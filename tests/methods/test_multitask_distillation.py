@@ -181,7 +181,7 @@ def of_a_wider_model():
         (lambda: [plain("llama", torch.zeros(TOKENS, HIDDEN)).model.prompts["default"]], ValueError, "has 1 entries"),
         (lambda: ["a", "b", 3], TypeError, r"teacher holds 3 \(int\)"),
         (lambda: "folder", TypeError, r"teacher is 'folder' \(str\)"),
-        (lambda: ["a", "b", "c"], zoo.CheckpointError, "a has neither"),
+        (lambda: ["a", "b", "c"], zoo.CheckpointError, "a has none of softprompt_zoo.json, adapter_config.json"),
         (
             lambda: [zoo.get_method("prefix")(tiny_model("llama"), num_virtual_tokens=4).prompts["default"]] * 3,
             zoo.UnsupportedError,

@@ -54,7 +54,7 @@ def fetch(name: str, formats: Sequence[Needed], revision: str | None, token: str
         )
     other = found.other_content(told)
     if other is not None:
-        raise HubError(f"{name!r} on the Hugging Face Hub is {other}; load it with PEFT")
+        raise HubError(f"{name!r} on the Hugging Face Hub is {other}; load it with the library that wrote it")
     return _snapshot(name, told.name, token, [found.index_file, RECORD_FILE, *found.other_files])  # of the same commit
 
 
