@@ -21,6 +21,43 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def one_line(error: BaseException) -> str:
+    """Return the text of any error on one line, for a message.
+
+    Args:
+        error: The error, which may have no text: `assert`, `raise NotImplementedError`.
+
+    Returns:
+        Its text without line breaks; the name of its class if it has none. Never empty.
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the text of any error, for a message; other libraries' texts may have many.
+
+    Args:
+        error: The error, which may have no text.
+
+    Returns:
+        The first line that is not blank; the name of the error's class if there is none. Never empty.
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def described(error: BaseException) -> str:
+    """Return the class of any error and the first line of its text, for a message.
+
+    Args:
+        error: The error, which may have no text.
+
+    Returns:
+        `ValueError: the first line`; only the name of the class if the error has no text.
+    """
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 class ZooError(Exception):
     """Base of all errors of the package; catch it to catch them all. Its text is always printable."""
 

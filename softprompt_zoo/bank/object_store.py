@@ -16,7 +16,7 @@ from softprompt_zoo.bank.local_files import put_file, remove_unfinished
 from softprompt_zoo.bank.names import is_name
 from softprompt_zoo.bank.records import STAMP_SIZE
 from softprompt_zoo.bank.stores import Records, closed
-from softprompt_zoo.errors import BankError, PromptExistsError, UnknownPromptError, ZooError
+from softprompt_zoo.errors import BankError, PromptExistsError, UnknownPromptError, ZooError, described
 
 HEADER_FILE = "softprompt_bank"
 FOLDER = "prompts"
@@ -41,7 +41,7 @@ class ObjectStore:
             self._opened, root = fsspec.core.url_to_fs(address, **storage_options)
         except Exception as error:  # every file system has its own errors
             raise BankError(
-                f"cannot open the bank at {address}: {_in_words(error)}; check the address and storage_options"
+                f"cannot open the bank at {address}: {described(error)}; check the address and storage_options"
             ) from error
         self._root = root.rstrip("/")
         protocols = self._files.protocol
@@ -218,13 +218,9 @@ class ObjectStore:
             raise
         except Exception as error:
             raise BankError(
-                f"the bank at {self.address} could not be {action}: {_in_words(error)}; check the address, the "
+                f"the bank at {self.address} could not be {action}: {described(error)}; check the address, the "
                 "permissions and the free space there, then try again"
             ) from error
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _raise_failures(fetched: Iterable[Any]) -> None:

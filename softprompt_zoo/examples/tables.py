@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt_zoo.errors import DataError, check_packages
+from softprompt_zoo.errors import DataError, check_packages, one_line
 from softprompt_zoo.examples.row import Row, listed
 
 REMEDY = 'pip install "softprompt-zoo[data]"'
@@ -33,7 +33,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     except (ValueError, OSError) as error:  # of pyarrow, and of the Hub for a file that no longer exists
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: is not a Parquet file, or is damaged ({_line(error)}); write it again") from error
+        raise DataError(f"{path}: is not a Parquet file, or is damaged ({one_line(error)}); write it again") from error
 
 
 def is_saved(path: Path) -> bool:
@@ -59,7 +59,7 @@ def read_saved(path: Path, split: str | None) -> Iterator[Row]:
     try:
         saved = datasets.load_from_disk(str(path))
     except (ValueError, OSError, KeyError) as error:
-        raise DataError(f"{path}: is damaged ({_line(error)}); write it again with save_to_disk") from error
+        raise DataError(f"{path}: is damaged ({one_line(error)}); write it again with save_to_disk") from error
     yield from _rows(_split_of(saved, split, str(path)), str(path))
 
 
@@ -89,7 +89,7 @@ def read_hub(name: str, subset: str | None, split: str | None, *, streaming: boo
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{what} cannot be read: {_line(error)}; give --subset, or a file") from error
+        raise DataError(f"{what} cannot be read: {one_line(error)}; give --subset, or a file") from error
 
 
 def _unreachable(what: str, error: Exception) -> str:
@@ -101,7 +101,7 @@ def _unreachable(what: str, error: Exception) -> str:
                 "unset it, download the data set where there is a network, or give a file"
             )
     return (
-        f"{what} is not a local file and could not be downloaded from the Hub ({_line(error)}); check the name and "
+        f"{what} is not a local file and could not be downloaded from the Hub ({one_line(error)}); check the name and "
         "the network, log in with `hf auth login` if it is private or gated, or give a file"
     )
 
@@ -155,7 +155,3 @@ def _same(value: Any) -> Any:
 def _escaped(path: Path) -> str:
     """Return a path with wildcard characters escaped."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

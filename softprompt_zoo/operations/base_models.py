@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.errors import CheckpointError, UnsupportedError, first_line
 from softprompt_zoo.files.formats import find_directory, format_of
 from softprompt_zoo.files.saved_config import SavedConfig
 from softprompt_zoo.operations.load_and_export import load
@@ -98,7 +98,7 @@ def _load_base(config: SavedConfig, source: str, path: Path, options: Mapping[st
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"the model {source!r}, for which the prompts in {path} were trained, cannot be loaded "
-            f"({(str(error).splitlines() or [''])[0]}); name another location with base=…"
+            f"({first_line(error)}); name another location with base=…"
         ) from error
     model: PreTrainedModel = loaded.eval()
     return model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.embedded import EMBEDDED_MODELS, resolve_model
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import UnsupportedError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,7 +104,7 @@ class Base:
                 raise
             raise UnsupportedError(
                 f"the weights of {self.name} cannot be loaded; save the model into a folder with save_pretrained, or "
-                f"download all of it from the hub. transformers says: {' '.join(str(error).split())}"
+                f"download all of it from the hub. transformers says: {one_line(error)}"
             ) from error
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return model.to(accelerator).eval() if accelerator is not None else model.eval()  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def _tokenizer(name: str, folder: str) -> Any:
     except (OSError, ValueError, ImportError) as error:  # ImportError: a package that reads the tokenizer's file
         raise UnsupportedError(
             f"the tokenizer of {name} cannot be loaded; save one into its folder with tokenizer.save_pretrained. "
-            f"transformers says: {' '.join(str(error).split())}"
+            f"transformers says: {one_line(error)}"
         ) from error
     return tokenizer
 

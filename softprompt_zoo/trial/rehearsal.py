@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.families import FAMILIES
+from softprompt_zoo.errors import described
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.input_tokens import InputTokens
@@ -237,4 +238,4 @@ def _try_decoder(encoder: Stack, rehearsed: RehearsedStack, ids: Tensor) -> str 
 
 
 def _in_words(error: Exception) -> str:
-    return f"a trial run failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"a trial run failed: {described(error)}"

@@ -212,7 +212,7 @@ def test_a_failed_read_says_where(operation, read, error, bank):
     name = type(error).__name__
     with (
         failing(operation, 1, error),
-        pytest.raises(zoo.BankError, match=f"failing://bank could not be read: {name}: "),
+        pytest.raises(zoo.BankError, match=f"failing://bank could not be read: {name}[:;] "),
     ):
         read(bank)
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from softprompt_zoo.errors import UnsupportedError, ZooError
+from softprompt_zoo.errors import UnsupportedError, ZooError, one_line
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.all import find_candidate
@@ -58,7 +58,7 @@ def make_plan(bench: Bench, is_done: Callable[[Trial], bool], tell: Callable[[st
             candidate = find_candidate(name)
             lines = list(_lines(candidate, bench.choices, bench))
         except (ZooError, ValueError, TypeError) as error:
-            plan.refused[name] = _one_line(error)
+            plan.refused[name] = one_line(error)
             continue
         for line in lines:
             seeds = bench.choices.seeds if candidate.varies else bench.choices.seeds[:1]
@@ -95,12 +95,8 @@ def _problem(trial: Trial, bench: Bench) -> str | None:
     try:
         try_out(trial, bench)
     except (ZooError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        return _one_line(error)
+        return one_line(error)
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def variants_of(trials: Sequence[Trial]) -> list[Trial]:

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from softprompt_zoo.backbone.traits import max_positions
-from softprompt_zoo.errors import UnsupportedError, ZooError
+from softprompt_zoo.errors import UnsupportedError, ZooError, one_line
 from softprompt_zoo.method import get_method
 from softprompt_zoo.methods import DEFAULT
 from softprompt_zoo.model.attachment import detach
@@ -65,7 +65,7 @@ def _refusal(model: Any, name: str) -> str | None:
         method = get_method(name)
         method(model, **method.example_options[0])
     except (ZooError, TypeError, ValueError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     detach(model)
     return None
 
@@ -83,7 +83,7 @@ def look_at_attention(base: Base) -> Iterator[Finding]:
         try:
             problem = _refusal(hollow(base, name), DEFAULT)
         except (ImportError, ValueError) as error:
-            problem = " ".join(str(error).split())
+            problem = one_line(error)
         yield Finding(name, "works" if problem is None else f"refused: {problem}")
 
 
@@ -109,7 +109,7 @@ def look_at_memory(base: Base, length: int) -> Iterator[Finding]:
         TypeError,
         AttributeError,
     ) as error:  # a head that needs other inputs
-        yield Finding("a step", f"not estimated: {' '.join(str(error).split())}")
+        yield Finding("a step", f"not estimated: {one_line(error)}")
         return
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     room = free_memory(device)

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from softprompt_zoo.errors import DataError, UnsupportedError
+from softprompt_zoo.errors import DataError, UnsupportedError, one_line
 from softprompt_zoo.examples.chats import ASSISTANT, Chat
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class ChatText:
         except Exception as error:  # a model's template may raise anything
             raise DataError(
                 f"{chat.place or 'a chat'}: the model's chat template does not accept it: "
-                f"{' '.join(str(error).split())}; change the messages, or choose another model"
+                f"{one_line(error)}; change the messages, or choose another model"
             ) from error
         return text
 
