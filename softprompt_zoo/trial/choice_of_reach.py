@@ -1,7 +1,8 @@
 """Chooses the way to reach a stack, by running it on a few tokens.
 
 There is no table of model types: the probe replaces attention by a function that records its callers, their
-sizes, and whether the per-call keyword arrived. By the run's `Look`, each reach says what it finds.
+sizes, and whether the per-call keyword arrived. Each reach is asked which attention modules it finds. It answers from
+the `Look`, which holds what the run has shown, or runs the stack once more with a probe of its own.
 """
 
 import contextlib
@@ -26,14 +27,14 @@ from softprompt_zoo.backbone.probe import (
     Probe,
 )
 from softprompt_zoo.backbone.traits import embedding_scales
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import UnsupportedError, described
 from softprompt_zoo.sites.reach.reach import Look, Reach
 from softprompt_zoo.sites.reach.real_positions import RealPositions
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.trial.built_alike import built, remember
 
 _FOUND: dict[Any, Any] = {}
-"""The reach, scales, and calls with module names of stacks that were reached without their weights."""
+"""The reach, the calls with module names, and the scales of stacks that were reached without their weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,10 @@ class Unreached:
     cache_argument: str
     encoder: Stack | None
     """The stack whose states it reads, if any."""
+    is_alone: bool
+    """Whether it is the model's only stack."""
     features: Tensor | None
     """Silence to run on, if it reads audio."""
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether it is the model's only stack."""
-        return self.encoder is None and self.name == "decoder"
 
 
 class ChosenReach(NamedTuple):
@@ -69,31 +67,41 @@ class ChosenReach(NamedTuple):
 
 
 def choose_reach(stack: Unreached, reaches: Sequence[Reach], problem: str | None) -> ChosenReach:
-    """Run a stack without its weights, and, if none reaches it, with them, so that problems are reported for them.
+    """Choose the first way that reaches every layer of a stack, by running it without its weights, or else with them.
+
+    If no way does, the reason comes from the run with the weights: what fails without them may work with them.
 
     Args:
         stack: The stack. Not changed.
-        reaches: The ways to reach it, in the order to try.
-        problem: Why none of these works, if known.
+        reaches: The ways to reach it, in the order to try; none if it is known that none works.
+        problem: In that case, why none works.
 
     Returns:
-        The first reach that finds every layer; if there is none, `RealPositions`, which says why.
+        That way; if there is none, `RealPositions`, which says why.
     """
     construction = built(stack.module)
     key = stack.name, stack.is_alone, _table_sizes(stack), construction, tuple(reaches)
     if key in _FOUND:
         return _remembered(stack, *_FOUND[key])
-    for mode in (Idle(), contextlib.nullcontext()):
-        look = _run(stack, mode)
+    look, reach, calls = _try(stack, reaches)
+    if reach is None:
+        is_causal = _is_causal(look.calls, stack.model)
+        return ChosenReach(_real_positions(look, stack.encoder, is_causal, problem), (), is_causal, look.scales)
+    if look.is_idle and construction is not None:
+        names = {module: name for name, module in stack.module.named_modules()}
+        remember(_FOUND, key, (reach, [(names[call.module], *call[1:]) for call in calls], look.scales))
+    return ChosenReach(reach, calls, _is_causal(calls, stack.model), look.scales)
+
+
+def _try(stack: Unreached, reaches: Sequence[Reach]) -> tuple[Look, Reach | None, Sequence[AttentionCall]]:
+    """Return what the last run of a stack has shown, the first way that reaches every layer then, and its calls."""
+    if reaches:
+        look = _run(stack, is_idle=True)
         reach, calls = _first(reaches, look)
-        if reach is None:
-            continue
-        if look.is_idle and construction is not None:
-            names = {module: name for name, module in stack.module.named_modules()}
-            remember(_FOUND, key, (look.scales, reach, [(names[call.module], *call[1:]) for call in calls]))
-        return ChosenReach(reach, calls, _is_causal(calls, stack.model), look.scales)
-    is_causal = _is_causal(look.calls, stack.model)
-    return ChosenReach(_real_positions(look, stack.encoder, is_causal, problem), (), is_causal, look.scales)
+        if reach is not None:
+            return look, reach, calls
+    look = _run(stack, is_idle=False)
+    return look, *_first(reaches, look)
 
 
 def _table_sizes(stack: Unreached) -> tuple[Any, ...]:
@@ -103,7 +111,7 @@ def _table_sizes(stack: Unreached) -> tuple[Any, ...]:
 
 
 def _remembered(
-    stack: Unreached, scales: tuple[float, float], reach: Reach, found: Sequence[tuple[Any, ...]]
+    stack: Unreached, reach: Reach, found: Sequence[tuple[Any, ...]], scales: tuple[float, float]
 ) -> ChosenReach:
     """Apply the findings about a stack that is built alike to this one's modules."""
     modules = dict(stack.module.named_modules())
@@ -129,10 +137,13 @@ def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
     found = len([call for call in calls if not call.is_cross])
     if not found:
         return "its attention is not reached through transformers' attention interface"
-    counts = _layer_counts(look.module.config) if look.is_alone else [found]
-    if counts and found not in counts:
-        return f"only {found} of its {max(counts)} layers are attention that a prompt can enter"
-    return None
+    counts = _layer_counts(look.module.config) if look.is_alone else []
+    if not counts or found in counts:
+        return None
+    layers = max(counts)
+    if found > layers:
+        return f"its attention is called {found} times, but a prompt can only enter once per layer (layers: {layers})"
+    return f"only {found} of its {layers} layers are attention that a prompt can enter"
 
 
 def _layer_counts(config: Any) -> list[int]:
@@ -142,7 +153,7 @@ def _layer_counts(config: Any) -> list[int]:
 
 
 def _real_positions(look: Look, encoder: Stack | None, is_causal: bool, problem: str | None) -> RealPositions:
-    """Return why there is no way to keys and values, and whether input-level prompts can do without."""
+    """Return the fallback for a stack that no way reaches: why none does, and whether input-level prompts can enter."""
     reason = problem or look.error or _problem(look, look.calls) or ""
     if look.error or (is_causal and look.is_alone):
         return RealPositions(reason, lets_in=False)
@@ -153,30 +164,34 @@ def _real_positions(look: Look, encoder: Stack | None, is_causal: bool, problem:
 def _takes_embeddings(look: Look) -> bool:
     """Return whether a stack takes embeddings and their mask and, if alone, keeps nothing of an earlier text."""
     parameters = set(inspect.signature(type(look.module).forward).parameters)
-    keeps = {"cache_params", "use_cache"} & parameters or look.cache_argument
-    return {"inputs_embeds", "attention_mask"} <= parameters and not (look.is_alone and keeps)
+    takes_both = {"inputs_embeds", "attention_mask"} <= parameters
+    keeps_past = look.cache_argument != "" or not parameters.isdisjoint({"cache_params", "use_cache"})
+    return takes_both and not (look.is_alone and keeps_past)
 
 
-def _run(stack: Unreached, mode: contextlib.AbstractContextManager[Any]) -> Look:
-    """Run a stack once, and return what that shows."""
+def _run(stack: Unreached, is_idle: bool) -> Look:
+    """Run a stack once, with its weights or idle, and return what that shows."""
     probe = Probe()
     weight: Any = stack.embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
-    given = stack.module, stack.embedding, stack.cache_argument, stack.is_alone
-    is_idle = isinstance(mode, Idle)
+    look = Look(
+        module=stack.module,
+        embedding=stack.embedding,
+        cache_argument=stack.cache_argument,
+        is_alone=stack.is_alone,
+        is_idle=is_idle,
+    )
     try:
         with eval_mode([stack.module], PROBE), _noting_widths(stack.module, probe), torch.no_grad():
-            scales = _run_with_probe(stack, ids, probe, mode)
+            scales = _run_with_probe(stack, ids, probe, is_idle)
     except Exception as error:
-        problem = f"a trial run of its {stack.name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-        return Look(*given, is_idle, error=problem)
-    return Look(*given, is_idle, probe.calls, scales)
+        return dataclasses.replace(look, error=f"a trial run of its {stack.name} failed: {described(error)}")
+    return dataclasses.replace(look, calls=probe.calls, scales=scales)
 
 
-def _run_with_probe(
-    stack: Unreached, ids: Tensor, probe: Probe, mode: contextlib.AbstractContextManager[Any]
-) -> tuple[float, float]:
+def _run_with_probe(stack: Unreached, ids: Tensor, probe: Probe, is_idle: bool) -> tuple[float, float]:
     """Run a stack on ids, or on silence, with a probe, and return how it scales embeddings."""
+    mode = Idle() if is_idle else contextlib.nullcontext()
     if stack.features is not None:
         with mode:
             stack.module(input_features=stack.features, **{STATE_KEYWORD: probe})

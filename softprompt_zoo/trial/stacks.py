@@ -33,8 +33,8 @@ def find_stacks(
 
     Args:
         model: Any transformers model; may be on the `meta` device.
-        reaches: The ways to reach them, in the order to try.
-        problem: Why none of these works, if known.
+        reaches: The ways to reach them, in the order to try; none if it is known that none works.
+        problem: In that case, why none works.
 
     Returns:
         The family, and the stacks by name; if no way is found, with `RealPositions`, which says why.
@@ -46,10 +46,10 @@ def find_stacks(
     modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
     # A single stack of an encoder-decoder shares the whole model's config.
     if model.config.is_encoder_decoder and modules["encoder"] is not modules["decoder"]:
-        encoder = _find_stack("encoder", modules["encoder"], model, None, reaches, problem)
-        decoder = _find_stack("decoder", modules["decoder"], model, encoder, reaches, problem)
+        encoder = _find_stack(_unreached("encoder", modules["encoder"], model), reaches, problem)
+        decoder = _find_stack(_unreached("decoder", modules["decoder"], model, encoder), reaches, problem)
         return "encoder_decoder", {"encoder": encoder, "decoder": decoder}
-    stack = _find_stack("decoder", _single_stack(model), model, None, reaches, problem)
+    stack = _find_stack(_unreached("decoder", _single_stack(model), model, is_alone=True), reaches, problem)
     if stack.is_causal:
         return "causal", {"decoder": stack}
     attentions = {"encoder": stack.attentions.get("decoder", ())}
@@ -84,34 +84,40 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
         )
 
 
-def _find_stack(
-    name: str,
-    module: PreTrainedModel,
-    model: PreTrainedModel,
-    encoder: Stack | None,
-    reaches: Sequence[Reach],
-    problem: str | None,
-) -> Stack:
+def _unreached(
+    name: str, module: PreTrainedModel, model: PreTrainedModel, encoder: Stack | None = None, is_alone: bool = False
+) -> Unreached:
     features = zero_features(module)
-    embedding = _embedding(model if features is not None else module, model)
-    cache = cache_argument(type(module).forward)
-    chosen = choose_reach(Unreached(name, module, model, embedding, cache, encoder, features), reaches, problem)
-    sites = _by_site(name, chosen.calls)
-    return Stack(
+    return Unreached(
         name=name,
         module=module,
-        embedding=embedding,
+        model=model,
+        embedding=_embedding(model if features is not None else module, model),
+        cache_argument=cache_argument(type(module).forward),
+        encoder=encoder,
+        is_alone=is_alone,
+        features=features,
+    )
+
+
+def _find_stack(stack: Unreached, reaches: Sequence[Reach], problem: str | None) -> Stack:
+    module, chosen = stack.module, choose_reach(stack, reaches, problem)
+    sites = _by_site(stack.name, chosen.calls)
+    return Stack(
+        name=stack.name,
+        module=module,
+        embedding=stack.embedding,
         reach=chosen.reach,
         attentions={site: tuple([call.module for call in own]) for site, own in sites.items()},
         shapes={site: tuple([call.shape for call in own]) for site, own in sites.items()},
         is_causal=chosen.is_causal,
         takes_position_ids="position_ids" in inspect.signature(type(module).forward).parameters,
-        cache_argument=cache,
-        position_table=find_position_table(module, embedding, max_positions(model)),
+        cache_argument=stack.cache_argument,
+        position_table=find_position_table(module, stack.embedding, max_positions(stack.model)),
         ids_scale=chosen.scales[0],
         embeddings_scale=chosen.scales[1],
         rotation_limit=rotation_limit(module.config),
-        is_audio_encoder=features is not None,
+        is_audio_encoder=stack.features is not None,
     )
 
 

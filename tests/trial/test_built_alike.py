@@ -15,9 +15,9 @@ def looks(monkeypatch):
     names = []
     run = choice_of_reach._run
 
-    def noted(stack, mode):
+    def noted(stack, is_idle):
         names.append(stack.name)
-        return run(stack, mode)
+        return run(stack, is_idle)
 
     monkeypatch.setattr(choice_of_reach, "_FOUND", {})
     monkeypatch.setattr(choice_of_reach, "_run", noted)

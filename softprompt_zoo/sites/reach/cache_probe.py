@@ -27,7 +27,7 @@ def run_on_view(look: Look) -> dict[int, AttentionCall]:
     view = _NotingView()
     weight: Any = look.embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
-    handles = [m.register_forward_pre_hook(view.enter) for m in look.module.modules()]
+    handles = [m.register_forward_pre_hook(view.enter, prepend=True) for m in look.module.modules()]
     handles += [m.register_forward_hook(view.leave, always_call=True) for m in look.module.modules()]
     try:
         with eval_mode([look.module]):
