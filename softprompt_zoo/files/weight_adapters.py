@@ -22,7 +22,7 @@ from softprompt_zoo.backbone.peft_layers import (
     check_peft_version,
     original_name,
 )
-from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, first_line
 from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.files.module_state import restored_on_error
 from softprompt_zoo.files.peft_folder import CONFIG_FILE
@@ -121,7 +121,7 @@ class _Skeleton:
                 self.model.add_adapter(config, adapter_name=name)
             return _shapes(self.model, name)
         except Exception as error:  # PEFT's are of all kinds
-            raise BackboneMismatchError(f"{folder} does not fit this model: {_line(error)}") from error
+            raise BackboneMismatchError(f"{folder} does not fit this model: {first_line(error)}") from error
 
 
 def put(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path, trainable: bool) -> None:
@@ -166,7 +166,7 @@ def _put_one(model: Any, name: str, adapter: SavedAdapter, folder: Path) -> None
             model.add_adapter(config, adapter_name=name)
         set_peft_model_state_dict(model, _inside(adapter.tensors), adapter_name=name)
     except Exception as error:  # PEFT's are of all kinds
-        raise CheckpointError(f"PEFT cannot put {folder} on this model: {_line(error)}") from error
+        raise CheckpointError(f"PEFT cannot put {folder} on this model: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -218,10 +218,6 @@ def _without_start(config: Any) -> None:
 
 def _inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(WRAPPED): tensor for key, tensor in tensors.items()}
-
-
-def _line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from softprompt_zoo.errors import HubError
+from softprompt_zoo.errors import HubError, first_line
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """Error of the HTTP client if there is no answer; the client depends on huggingface_hub's version."""
@@ -47,7 +47,7 @@ def reading(name: str, revision: str | None, token: str | bool | None, files: li
     except HfHubHTTPError as error:
         raise HubError(_unanswered(name, error)) from error
     except (HTTP_ERROR, OSError) as error:
-        raise HubError(f"{name!r} cannot be fetched from {constants.ENDPOINT}: {first_line(error)}") from error
+        raise HubError(f"{name!r} cannot be fetched from {constants.ENDPOINT}: {_told(error)}") from error
 
 
 @contextlib.contextmanager
@@ -71,11 +71,11 @@ def writing(name: str) -> Iterator[None]:
         raise HubError(_refused(name, error)) from error
     except HTTP_ERROR as error:
         raise HubError(
-            f"{name!r} cannot be pushed: the hub at {constants.ENDPOINT} cannot be reached ({first_line(error)}): "
+            f"{name!r} cannot be pushed: the hub at {constants.ENDPOINT} cannot be reached ({_told(error)}): "
             "check the network, and HF_ENDPOINT"
         ) from error
     except OSError as error:
-        raise HubError(f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}") from error
+        raise HubError(f"{name!r} cannot be pushed to {constants.ENDPOINT}: {_told(error)}") from error
 
 
 def _unanswered(name: str, error: HfHubHTTPError) -> str:
@@ -89,7 +89,7 @@ def _unanswered(name: str, error: HfHubHTTPError) -> str:
             f"{name!r} is not a local folder, and you have access to no repository of that name on the Hugging Face "
             f"Hub ({constants.ENDPOINT}); check the name; for a private one, {LOG_IN}"
         )
-    return f"{name!r} cannot be fetched: {constants.ENDPOINT} answered {first_line(error)}; {_advice(name, error)}"
+    return f"{name!r} cannot be fetched: {constants.ENDPOINT} answered {_told(error)}; {_advice(name, error)}"
 
 
 def _advice(name: str, error: HfHubHTTPError) -> str:
@@ -111,12 +111,12 @@ def _status(error: HfHubHTTPError) -> int:
 def _refused(name: str, error: HfHubHTTPError) -> str:
     status = _status(error)
     advice = f"; you need write access: {LOG_IN}" if status in (401, 403, 404) else ""
-    return f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}{advice}"
+    return f"{name!r} cannot be pushed to {constants.ENDPOINT}: {_told(error)}{advice}"
 
 
-def first_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """Return the first line of the hub client's message, without its final period."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_line(error).rstrip(".")
 
 
 def _unreachable(name: str, revision: str | None, files: list[str], error: Exception) -> str:
@@ -127,7 +127,7 @@ def _unreachable(name: str, revision: str | None, files: list[str], error: Excep
     if constants.is_offline_mode():
         return f"{missing}; HF_HUB_OFFLINE is set: unset it, or download it while online: hf download {name}"
     cause = error.__cause__ or error
-    why = first_line(cause if isinstance(cause, Exception) else error)
+    why = _told(cause if isinstance(cause, Exception) else error)
     return f"{missing}; the hub at {constants.ENDPOINT} cannot be reached ({why}): check the network, and HF_ENDPOINT"
 
 
