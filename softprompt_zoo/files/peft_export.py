@@ -90,14 +90,14 @@ def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[Pef
     chosen = _only_active(own) if name is None else name
     prompt = own.prompts[chosen]
     prompt.refuse_weight(f"prompt {chosen!r}", "a PEFT adapter")
-    task = peft_fields.task_type(own.architecture)
+    task = peft_fields.task_type(own.architecture, own.backbone)
     with torch.no_grad():
         tokens = prompt.merged_tokens(own.backbone)
         if task_id is not None:
             tokens = one_task(tokens, task_id, chosen)
         peft_modules.check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
         is_whole = not prompt.is_merged and task_id is None
-        files = _with_sizes(_expressed(prompt, tokens, own.backbone, task, is_whole), own.backbone)
+        files = _with_sizes(_expressed(prompt, tokens, own.backbone, is_whole), own.backbone)
     files = _with_head(files, prompt, own.backbone, task)
     origin = Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
     return files, peft_fields.general(task, own.base_name), origin
@@ -128,11 +128,11 @@ def _with_head(files: PeftFiles, prompt: Prompt, backbone: Backbone, task: str) 
     return files if head is None else peft_modules.with_head(files, head.state_dict(), task)
 
 
-def _expressed(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone, task: str, is_whole: bool) -> PeftFiles:
+def _expressed(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone, is_whole: bool) -> PeftFiles:
     """Return a whole prompt as its method writes it, or its plain tokens in PEFT's format."""
     files = prompt.call("write_peft", backbone=backbone) if is_whole else None
     if files is None:
-        return express(prompt.call("inject", backbone=backbone, tokens=tokens, text=None), backbone, task)
+        return express(prompt.call("inject", backbone=backbone, tokens=tokens, text=None), backbone)
     if not isinstance(files, PeftFiles):
         raise PluginError(
             f"{prompt.loaded.describe('write_peft')} returned {type(files).__name__}; expected a "
@@ -155,13 +155,12 @@ def _write(directory: Path, files: PeftFiles, general: dict[str, Any], origin: O
     peft_folder.write(directory, {**general, **files.fields}, tensors, metadata)
 
 
-def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
+def express(placement: Placement, backbone: Backbone) -> PeftFiles:
     """Express plain tokens in PEFT's format.
 
     Args:
         placement: The plain tokens, and how they are placed.
         backbone: Sizes of the model.
-        task_type: PEFT's name of the model's task.
 
     Returns:
         The adapter.
@@ -177,7 +176,7 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
         )
     if tokens.at_input is not None:
         return PeftFiles(peft_fields.of_input_tokens(*tokens.at_input.shape), {TENSOR_KEY: tokens.at_input})
-    return _prefix_tuning(placement, backbone, task_type)
+    return _prefix_tuning(placement, backbone)
 
 
 def _check_windows(backbone: Backbone) -> None:
@@ -205,10 +204,10 @@ def _check_is_prefix(placement: Placement, backbone: Backbone) -> None:
         )
 
 
-def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
+def _prefix_tuning(placement: Placement, backbone: Backbone) -> PeftFiles:
     _check_is_prefix(placement, backbone)
-    flat, layers, shape = flat_prefix(placement.tokens, backbone)
+    prefix = flat_prefix(placement.tokens, backbone)
     if placement.always_visible:
         _check_windows(backbone)
-    fields = peft_fields.of_keys_values(flat.shape[0], layers, shape, task_type)
-    return PeftFiles(fields, {TENSOR_KEY: flat})
+    fields = peft_fields.of_keys_values(len(prefix.rows), prefix.layers, prefix.submodules, prefix.shape)
+    return PeftFiles(fields, {TENSOR_KEY: prefix.rows})

@@ -1,31 +1,35 @@
-"""PEFT's fields in a prompt's `adapter_config.json`: all that are read and written for every prompt.
+"""PEFT's fields in a prompt's `adapter_config.json`: those that are read for every prompt, and those of plain tokens.
 
-A method whose prompts have a type of their own, as CPT, adds that type's fields on its page. Checked against peft 0.21.
+A method whose prompts have a type of their own, as CPT, adds that type's fields on its page; `peft_modules` adds the
+one for parts of the model. Checked against peft 0.21.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
+from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config import typed
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
 Count = Annotated[int, typed.integer(1, 2**31 - 1)]
 
-OF_NO_TENSOR = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+EDITABLE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 """Fields that may be edited by hand: they do not affect the tensors."""
-OF_NO_TRAINING = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
+NOT_OPTIONS = ("peft_type", "task_type", *EDITABLE)
 """Fields that do not describe how a prompt was trained."""
 
+CAUSAL = "CAUSAL_LM"
+SEQ2SEQ = "SEQ_2_SEQ_LM"
+FEATURES = "FEATURE_EXTRACTION"
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
+    "ForCausalLM": CAUSAL,
+    "LMHeadModel": CAUSAL,
 }
-"""Maps the ending of a transformers class to PEFT's name of the task; PEFT treats others as feature extraction."""
-SEQ2SEQ = "SEQ_2_SEQ_LM"
+"""Maps the ending of a transformers class to PEFT's name of the task. `…ForConditionalGeneration` is the name of causal
+models, too, and not of every encoder-decoder."""
 
 
 class PromptFields(TypedDict, total=False):
@@ -33,6 +37,7 @@ class PromptFields(TypedDict, total=False):
 
     peft_type: Annotated[str, typed.Allowed("a type of PEFT's", bool)]
     task_type: str | None
+    base_model_name_or_path: str | None
     num_virtual_tokens: Count | None
     num_layers: Count | None
     num_attention_heads: Count | None
@@ -40,9 +45,27 @@ class PromptFields(TypedDict, total=False):
     token_dim: Count | None
 
 
-def task_type(architecture: str) -> str:
-    """Return PEFT's name of the task that a transformers class is for."""
-    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "FEATURE_EXTRACTION")
+def named_task(architecture: str) -> str | None:
+    """Return PEFT's name of the task in the name of a transformers class; `None` if that names none."""
+    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
+
+
+def task_type(architecture: str, backbone: Backbone) -> str:
+    """Return PEFT's name of a model's task, which chooses the class that PEFT wraps it in.
+
+    Args:
+        architecture: Name of its transformers class.
+        backbone: Sizes of the model.
+
+    Returns:
+        The task. We write models without a head, and encoders that fill in words, as feature extraction: PEFT's other
+        classes ask the model for a head or for generation.
+    """
+    if backbone.has_lm_head and backbone.kind.has_two_texts:
+        return SEQ2SEQ
+    if backbone.has_lm_head and backbone.kind.is_causal:
+        return CAUSAL
+    return named_task(architecture) or FEATURES
 
 
 def general(task: str, base_name: str | None) -> dict[str, Any]:
@@ -87,14 +110,14 @@ def of_input_tokens(count: int, hidden_size: int) -> dict[str, Any]:
     }
 
 
-def of_keys_values(count: int, layers: int, shape: LayerShape, task: str) -> dict[str, Any]:
+def of_keys_values(count: int, layers: int, submodules: int, shape: LayerShape) -> dict[str, Any]:
     """Return the fields of PREFIX_TUNING.
 
     Args:
         count: Number of virtual tokens.
-        layers: PEFT's number of layers.
+        layers: PEFT's number of layers: twice the decoder's for an encoder-decoder.
+        submodules: PEFT's number of stacks; it reads as many pairs per layer.
         shape: The sizes that PEFT takes all layers to have.
-        task: PEFT's name of the task.
     """
     return {
         "peft_type": "PREFIX_TUNING",
@@ -102,7 +125,7 @@ def of_keys_values(count: int, layers: int, shape: LayerShape, task: str) -> dic
         "token_dim": shape.kv_heads * shape.head_dim,
         "num_attention_heads": shape.kv_heads,
         "num_layers": layers,
-        "num_transformer_submodules": 2 if task == SEQ2SEQ else 1,
+        "num_transformer_submodules": submodules,
         "encoder_hidden_size": shape.kv_heads * shape.head_dim,
         "prefix_projection": False,
     }

@@ -17,7 +17,7 @@ from torch import Tensor
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.peft_fields import OF_NO_TENSOR, PromptFields
+from softprompt_zoo.files.peft_fields import EDITABLE, PromptFields
 from softprompt_zoo.files.pickled import read_pickled
 from softprompt_zoo.files.reading import parse_json, read_json, read_metadata, read_tensors
 from softprompt_zoo.files.writing import json_bytes, replace_files, tensor_bytes
@@ -193,7 +193,7 @@ def _kept_config(directory: Path) -> dict[str, Any] | None:
 
 
 def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], directory: Path) -> None:
-    names = sorted({*fields, *kept} - set(OF_NO_TENSOR))
+    names = sorted({*fields, *kept} - set(EDITABLE))
     wrong = next((name for name in names if fields.get(name) != kept.get(name)), None)
     if wrong is not None:
         raise CheckpointError(

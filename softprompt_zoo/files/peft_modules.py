@@ -8,12 +8,12 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
-from softprompt_zoo.files.peft_fields import SEQ2SEQ
+from softprompt_zoo.files.peft_fields import CAUSAL, SEQ2SEQ
 from softprompt_zoo.files.peft_prefixes import TENSOR_KEY
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 HEAD_PREFIX = "base_model."
-WORD_TASKS = ("CAUSAL_LM", SEQ2SEQ)
+WORD_TASKS = (CAUSAL, SEQ2SEQ)
 CLASSES_TASK = "SEQ_CLS"
 POOLED_TASKS = (CLASSES_TASK, "QUESTION_ANS", "TOKEN_CLS")
 

@@ -1,5 +1,6 @@
 """Converting to and from PEFT's layout of a prefix: for each virtual token, a row of all layers' keys and values."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,21 @@ CUTTING = ("gemma2", "gemma3_text", "gemma4")
 """Substrings of the model types for which PEFT cuts a prefix to each layer's size (`PeftModel.get_prompt`)."""
 
 
-def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
+@dataclasses.dataclass(frozen=True)
+class FlatPrefix:
+    """A prefix in PEFT's layout."""
+
+    rows: Float[Tensor, "tokens features"]
+    """For each token, all layers' keys and values."""
+    layers: int
+    """PEFT's number of layers."""
+    submodules: int
+    """PEFT's number of stacks, by which it splits the layers."""
+    shape: LayerShape
+    """The sizes that it takes all layers to have."""
+
+
+def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> FlatPrefix:
     """Convert a prefix to PEFT's layout.
 
     Args:
@@ -29,8 +44,7 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
         backbone: Sizes of the model.
 
     Returns:
-        `(tokens, 2 * layers * features)`, PEFT's number of layers, and the
-        `LayerShape` that it takes all of them to have.
+        The prefix, with `2 * layers * features` numbers for each token.
 
     Raises:
         UnsupportedError: If PEFT has no place for it.
@@ -46,12 +60,13 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
         )
     _check_shared(prefix, shapes)
     if not backbone.kind.has_two_texts:
-        return flatten_layers(_padded(prefix, shape)), len(shapes), shape
-    # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
-    # 4l + 1 of twice as many layers reach decoder layer l, the rest are never read.
+        return FlatPrefix(flatten_layers(_padded(prefix, shape)), len(shapes), 1, shape)
+    # With two submodules, PEFT repeats the rows and takes each layer's pair from every second one: rows 4l and
+    # 4l + 1 of twice as many layers reach decoder layer l, the rest are never read. With one, whichever class wraps
+    # the model, the text's own keys and values would go into the cache of the cross-attention, too.
     pairs = flatten_layers(prefix).unflatten(1, (len(shapes), 2, -1))
     spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
-    return spread.flatten(1), 2 * len(shapes), shape
+    return FlatPrefix(spread.flatten(1), 2 * len(shapes), 2, shape)
 
 
 def _at_site_alone(tokens: VirtualTokens, site: str, backbone: Backbone) -> SiteTokens:

@@ -7,7 +7,7 @@ from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import peft_folder, prompt_folder
-from softprompt_zoo.files.peft_fields import OF_NO_TRAINING
+from softprompt_zoo.files.peft_fields import NOT_OPTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
     """Describe a PEFT adapter.
 
     Args:
-        fields: Its config.
+        fields: Its config, as `peft_folder.read_prompt_config` checked it.
         path: Its folder, for messages.
 
     Returns:
@@ -71,18 +71,10 @@ def of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
     """
     if not peft_folder.is_prompt(fields):
         raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is not a prompt")
-    base, task = (_text_or_null(fields, key, path) for key in ("base_model_name_or_path", "task_type"))
-    return SavedConfig(base or None, None, task, {"default": _prompt_of_peft(fields)}, ("default",), ())
+    base, task = fields.get("base_model_name_or_path") or None, fields.get("task_type")
+    return SavedConfig(base, None, task, {"default": _prompt_of_peft(fields)}, ("default",), ())
 
 
 def _prompt_of_peft(fields: Mapping[str, Any]) -> SavedPrompt:
-    count = fields.get("num_virtual_tokens")
-    options = {name: value for name, value in fields.items() if name not in OF_NO_TRAINING}
-    return SavedPrompt(fields["peft_type"], count if isinstance(count, int) else None, options)
-
-
-def _text_or_null(fields: Mapping[str, Any], key: str, path: Path) -> str | None:
-    value = fields.get(key)
-    if not isinstance(value, str | None):
-        raise CheckpointError(f"{path / peft_folder.CONFIG_FILE} has the {key} {value!r}; expected text or null")
-    return value
+    options = {name: value for name, value in fields.items() if name not in NOT_OPTIONS}
+    return SavedPrompt(fields["peft_type"], fields.get("num_virtual_tokens"), options)

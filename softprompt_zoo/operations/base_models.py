@@ -26,6 +26,8 @@ CLASSES = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """PEFT's name of a task, and the class of transformers models for it."""
+PLACES = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+"""Options of `from_pretrained` that say where a model's files are."""
 
 
 def read_config(
@@ -92,7 +94,7 @@ def load_model(
 
 def _load_base(config: SavedConfig, source: str, path: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     try:
-        loaded = _class(config, source).from_pretrained(source, **{**options, "trust_remote_code": False})
+        loaded = _class(config, source, options).from_pretrained(source, **{**options, "trust_remote_code": False})
     except UnsupportedError:
         raise
     except (OSError, ValueError) as error:
@@ -108,11 +110,13 @@ def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
 
 
-def _class(config: SavedConfig, source: str) -> Any:
+def _class(config: SavedConfig, source: str, options: Mapping[str, Any]) -> Any:
     """Find the model's class in transformers, from the task or the architecture named in the folder."""
     if config.task_type in CLASSES:
-        return getattr(transformers, CLASSES[config.task_type])
-    name = config.architecture or _architecture(source)
+        kind = getattr(transformers, CLASSES[config.task_type])
+        if _has_class(kind, source, options):
+            return kind
+    name = config.architecture or _architecture(source, options)
     kind = getattr(transformers, name, None)
     if not _is_model(kind) and name != "AutoModel":
         raise UnsupportedError(
@@ -122,9 +126,22 @@ def _class(config: SavedConfig, source: str) -> Any:
     return kind
 
 
-def _architecture(source: str) -> str:
+def _has_class(kind: Any, source: str, options: Mapping[str, Any]) -> bool:
+    """Return whether an auto class of transformers may load a model: that of causal ones has none that read images."""
+    try:
+        return type(AutoConfig.from_pretrained(source, **_where(options))) in kind._model_mapping
+    except OSError:  # it finds more than a config, such as an adapter's base, and says what is missing
+        return True
+
+
+def _where(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that say where a model's files are."""
+    return {**{name: options[name] for name in PLACES if name in options}, "trust_remote_code": False}
+
+
+def _architecture(source: str, options: Mapping[str, Any]) -> str:
     """Return the class named in a model's own folder."""
-    found = AutoConfig.from_pretrained(source, trust_remote_code=False).architectures
+    found = AutoConfig.from_pretrained(source, **_where(options)).architectures
     return found[0] if found else "AutoModel"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from softprompt_zoo.embedded import EMBEDDED_MODELS, cache_folder
 from softprompt_zoo.files.card.card_file import PLACE, USE
 from softprompt_zoo.files.hub.names import is_hub_name
-from softprompt_zoo.files.peft_fields import TASKS
+from softprompt_zoo.files.peft_fields import named_task
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.prompt_set import PromptSet
 
@@ -21,7 +21,8 @@ PIPELINES = {
     "TOKEN_CLS": "token-classification",
     "QUESTION_ANS": "question-answering",
 }
-"""Maps PEFT's name of a task to the hub's, for tasks that correspond to a single one there."""
+"""Maps PEFT's name of the task in a class's name to the hub's. Models that are not named after their task, or write
+text after reading another one or images, correspond to several there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +74,11 @@ def _front_matter(saved: Described, base: str | None) -> str:
     more: dict[str, Any] = {} if base is None else {"base_model": base, "base_model_relation": "adapter"}
     data = ModelCardData(
         library_name=LIBRARY,
-        pipeline_tag=PIPELINES.get(_task(saved.own.architecture)),
+        pipeline_tag=PIPELINES.get(named_task(saved.own.architecture) or ""),
         tags=["soft-prompt", *methods, *([] if saved.not_for_peft else ["peft"])],
         **more,
     )
     return f"---\n{data.to_yaml()}\n---\n"
-
-
-def _task(architecture: str) -> str:
-    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "")
 
 
 def _chosen(saved: Described) -> dict[str, Prompt]:
