@@ -23,6 +23,8 @@ class Generation:
     """The model's prompts."""
     request: Request
     """What it was called with."""
+    is_checked: bool = True
+    """Whether this was checked against the rows of its text."""
     decoding: DecodingState | None = None
     """The prompts as they were built; the first forward creates it, and all others continue with it."""
     text_length: int | None = None

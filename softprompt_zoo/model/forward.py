@@ -60,9 +60,11 @@ def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[s
 
 
 def _checked(model: Any, request: Request, kwargs: dict[str, Any]) -> Request:
-    """Check a request against the rows of the text."""
-    names = ("input_ids", "inputs_embeds", model.main_input_name)
+    """Check a request against the rows of the text: the decoder's, if an encoder's states are given instead of one."""
+    names = ("input_ids", "inputs_embeds", model.main_input_name, "decoder_input_ids", "decoder_inputs_embeds")
     text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+    if text is None and kwargs.get("encoder_outputs") is not None:
+        text = kwargs["encoder_outputs"][0]
     return request if text is None else request.for_text(text.shape[0])
 
 

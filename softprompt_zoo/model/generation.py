@@ -24,6 +24,7 @@ from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import view
 from softprompt_zoo.sites.request import NOTHING, REQUEST_KEYWORD, Request
 from softprompt_zoo.sites.slots import check_second_text
+from softprompt_zoo.sites.soft_slots_argument import check_slots
 from softprompt_zoo.sites.text_outputs import cut_states
 
 if TYPE_CHECKING:  # the class in front of which it is mixed in
@@ -50,8 +51,8 @@ class PromptedGeneration(OwnClass):
         """Generate as the model's own class does, with a prompt for each row; the output has no virtual tokens."""
         asked = {"prompts": prompts, "task_ids": task_ids, "soft_slots": soft_slots, "text_mask": text_mask}
         text = self._text(args, kwargs)
-        request = self._read(asked, text, kwargs.get("encoder_outputs") is not None)
-        generation = Generation(self.prompts, request, text_length=self._text_length(text))
+        request, is_checked = self._read(asked, text, kwargs.get("encoder_outputs"))
+        generation = Generation(self.prompts, request, is_checked, text_length=self._text_length(text))
         if kwargs.get("encoder_outputs") is not None:
             kwargs = self._with_whole_states(generation, kwargs)
         token = CURRENT.set(generation)
@@ -80,22 +81,44 @@ class PromptedGeneration(OwnClass):
             return cut_states(output, layout)
         return output
 
-    def _read(self, asked: dict[str, Any], text: Any, has_states: bool) -> Request:
-        """Read what a `generate` asks for, and check it against its text, if there is one."""
+    def _read(self, asked: dict[str, Any], text: Any, states: Any) -> tuple[Request, bool]:
+        """Read what a `generate` asks for, and check it against its text or the states of one, if they are given.
+
+        Args:
+            asked: The arguments.
+            text: The text, if there is one.
+            states: The `encoder_outputs`, if there are any.
+
+        Returns:
+            The request, and whether it was checked; transformers decides how many rows start without a text.
+        """
         request = Request.read(asked, self.prompts.keys())
         check_request(self.prompts, request)
+        is_checked = True
         if isinstance(text, Tensor):
-            request = request.for_text(*text.shape[:2])
-        elif request.soft_slots is not None and not has_states:
-            request = request.for_text(0, 0)
+            request = request.for_generate(*text.shape[:2])
+        elif states is not None:
+            request = request.for_generate(states[0].shape[0], None)
+        elif request.soft_slots is not None:
+            check_slots(request.soft_slots, 0, 0)
+        else:
+            is_checked = False
         outer = running(self.prompts)  # for example, of a draft by the model's own first layers
-        return request if outer is None else request.filled(outer.request)
+        return (request if outer is None else request.filled(outer.request)), is_checked
+
+    def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare the text as the model's own class does, and check the request against one that starts here."""
+        prepared = super()._prepare_model_inputs(*args, **kwargs)
+        generation = running(self.prompts)
+        if generation is not None and not generation.is_checked:
+            generation.request, generation.is_checked = generation.request.for_generate(len(prepared[0]), None), True
+        return prepared
 
     def _with_whole_states(self, generation: Generation, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Put virtual positions back into encoder states given by the user: beams and steps copy them."""
         call = self.prompts.resolve(generation.request, None)
         outputs, mask = kwargs["encoder_outputs"], kwargs.get("attention_mask")
-        call = call.for_batch(outputs[0].shape[0], may_repeat=True)
+        call = call.for_batch(outputs[0].shape[0])
         outputs, mask, layout = whole_outputs(outputs, mask, call)
         if call.decoding is not None:
             call.decoding.layout = layout

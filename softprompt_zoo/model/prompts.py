@@ -285,9 +285,9 @@ class Prompts(PromptsSeen):
             watch(prompt, self.backbone)
         self.is_watched = True
 
-    def resolve(self, request: Request, cache: Any) -> Call:
-        """Build the prompts of one forward."""
-        return resolve.resolve(self, request, cache)
+    def resolve(self, request: Request, cache: Any, rows: int | None = None) -> Call:
+        """Build the prompts of one forward, whose rows are given if they were not checked yet."""
+        return resolve.resolve(self, request, cache, rows)
 
 
 Mapping.register(Prompts)

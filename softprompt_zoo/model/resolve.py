@@ -68,20 +68,21 @@ class PromptsOfModel(Protocol):
         """Iterate over the prompts' parameters."""
 
 
-def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
+def resolve(prompts: PromptsOfModel, request: Request, cache: Any, rows: int | None = None) -> Call:
     """Build the prompts of one forward.
 
     Args:
         prompts: The model's prompts.
         request: What the forward was called with.
         cache: The cache that it was given, if any; a text in it continues with the prompts it started with.
+        rows: Rows of the text, to check the request against; `None` if that was done.
 
     Returns:
         The call; its selection is empty if no row sees a prompt.
 
     Raises:
         UnknownPromptError: If a prompt is neither the model's nor its bank's.
-        ValueError: If a task or a slot is out of range.
+        ValueError: If a task or a slot is out of range, or the number of rows differs.
         UnsupportedError: If `generate` runs the model on a second text of its own while slots are given.
     """
     is_compiling = torch.compiler.is_compiling()
@@ -90,6 +91,8 @@ def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
         return Call(BARE, {}, prompts.training, Trace(), decoding=decoding)
     if generation is not None:
         request = _filled(request, generation, prompts.backbone)
+    if rows is not None:
+        request = request.for_text(rows)
     call = _build(prompts, request, decoding, cache)
     if request.soft_slots is not None:
         call = _with_slots(call, request.soft_slots, generation is not None, cache)

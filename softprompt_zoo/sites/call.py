@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.branches import Branch, BranchOfRows, branches_of
 from softprompt_zoo.sites.layout import Layout, Slots
-from softprompt_zoo.sites.selection import Combination, Part, Selection, check_rows
+from softprompt_zoo.sites.selection import Combination, Part, Selection
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.text import Text
 
@@ -207,24 +207,21 @@ class Call:
         """Whether no row sees any prompt."""
         return self.slots is None and not any(self.selection.combinations)
 
-    def for_batch(self, size: int, may_repeat: bool) -> "Call":
-        """Repeat the rows to match a batch expanded by beams, choices or several return sequences.
+    def for_batch(self, size: int) -> "Call":
+        """Repeat the rows, which were checked against the user's batch, to match one expanded by beams or choices.
 
         Args:
             size: Rows of the batch.
-            may_repeat: Whether the rows were already checked against the user's batch.
 
         Returns:
             This call, or a copy with each row repeated in place.
 
         Raises:
-            ValueError: If the number of rows does not fit.
+            ValueError: If the batch is not a multiple of the rows.
         """
         rows = self.selection.rows
         if rows is None or rows.shape[0] == size:
             return self
-        if not may_repeat:
-            check_rows(rows.shape[0], size)
         return dataclasses.replace(self, selection=self.selection.repeated(size))
 
     def per_row(self, values: Sequence[int | bool], device: torch.device) -> Shaped[Tensor, "#rows 1"]:

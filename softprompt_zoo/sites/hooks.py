@@ -31,8 +31,8 @@ class ModelPrompts(Protocol):
     def keys(self) -> list[str]:
         """Return their names."""
 
-    def resolve(self, request: Request, cache: Any) -> Call:
-        """Build the prompts of one forward."""
+    def resolve(self, request: Request, cache: Any, rows: int | None = None) -> Call:
+        """Build the prompts of one forward, whose rows are given if they were not checked yet."""
 
 
 @dataclasses.dataclass
@@ -50,23 +50,24 @@ class Binding:
     """Our attention implementation, as named in its config."""
     handles: list[Any] = dataclasses.field(default_factory=list)
 
-    def call(self, kwargs: dict[str, Any]) -> tuple[Call, bool]:
+    def call(self, kwargs: dict[str, Any], rows: int | None) -> Call:
         """Remove the prompts of a call from the stack's arguments and return them.
 
         Args:
             kwargs: The arguments. Changed in place.
+            rows: Rows of the stack's text; `None` if it has none.
 
         Returns:
-            The prompts, and whether the model's forward built them.
+            The prompts: those that the model's forward built, or else what the arguments themselves ask for.
         """
         built: Call | None = kwargs.pop(CALL_KEYWORD, None)
         if built is not None:
-            return built, True
+            return built
         asked = {name: kwargs.pop(name, None) for name in NEW_ARGUMENTS}
-        call = self.prompts.resolve(Request.read(asked, self.prompts.keys()), given_cache(kwargs))
+        call = self.prompts.resolve(Request.read(asked, self.prompts.keys()), given_cache(kwargs), rows)
         if not call.is_empty:
             check_entry(self.prompts)
-        return call, False
+        return call
 
 
 def bind(family: str, stack: Stack, prompts: ModelPrompts) -> None:
@@ -105,16 +106,16 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     stack = binding.stack
     kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
-    call, is_built = binding.call(kwargs)
-    call.trace.was_seen = True
-    if module.config._attn_implementation != binding.implementation:
-        stack.reach.follow_attention(stack, binding.implementation)
     text = kwargs.get("inputs_embeds")
     if text is None:
         text = kwargs.get(binding.reads)
+    call = binding.call(kwargs, None if text is None else text.shape[0])
+    call.trace.was_seen = True
+    if module.config._attn_implementation != binding.implementation:
+        stack.reach.follow_attention(stack, binding.implementation)
     if text is None or call.is_empty:
         return (), _without_prompts(module, kwargs)
-    kwargs, state = _prepare(binding, call.for_batch(text.shape[0], may_repeat=is_built), kwargs, text)
+    kwargs, state = _prepare(binding, call.for_batch(text.shape[0]), kwargs, text)
     if module.training:
         kwargs = anchor(module, stack, state, kwargs)
     if stack.reach.uses_cache:

@@ -5,13 +5,16 @@ Each is checked as soon as what it is checked against is known. The order, for a
 1. `Request.read` checks types, dtypes and numbers of axes, and that no row has the same prompt twice. Each argument has
    its own module: `sites.prompts_argument`, `sites.task_ids_argument`, `sites.soft_slots_argument`; `text_mask` is
    checked here.
-2. `Request.for_text` checks that `prompts` and `task_ids` have as many rows as the text.
+2. `Request.for_text` checks that `prompts` and `task_ids` have as many rows as the text, which is the decoder's if an
+   encoder's states are given instead.
 3. `model.resolve` checks values against the prompts: that they exist (`check_known`), that they have the task of their
    row (`sites.separate_parts`), and that they have the virtual tokens that slots name (`sites.slots.take_slots`).
 4. The stack checks what depends on its cache: the shapes of `soft_slots` (`sites.slots.fill_slots`) and `text_mask`
-   (`sites.reading`). If it was called without the model around it, it also does what step 2 does (`Call.for_batch`).
+   (`sites.reading`).
 
-`generate` does steps 1 and 2, with the shape of `soft_slots`, and whether the prompts exist, before its first forward.
+If a stack is called without the model around it, step 2 is part of step 3. `generate` does steps 1 and 2 before its
+first forward, and checks whether the prompts exist, the shape of `soft_slots` and the rows of `text_mask`
+(`Request.for_generate`); what it hands on has one row for each beam.
 """
 
 import dataclasses
@@ -68,12 +71,30 @@ class Request:
         selection = None if prompts is None else read_prompts(prompts, names)
         return cls(selection, read_task_ids(task_ids), read_soft_slots(soft_slots), _read_text_mask(text_mask))
 
-    def for_text(self, rows: int, length: int | None = None) -> "Request":
+    def for_text(self, rows: int) -> "Request":
         """Check the request against the text: step 2 of those above.
 
         Args:
             rows: Rows of the text.
-            length: Tokens of a row; `None` to check this later, when the cache is known.
+
+        Returns:
+            The request with the task of every row.
+
+        Raises:
+            ValueError: If the number of rows differs.
+        """
+        if self.selection is not None:
+            self.selection.check_rows(rows)
+        if self.task_ids is None:
+            return self
+        return dataclasses.replace(self, task_ids=spread_task_ids(self.task_ids, rows))
+
+    def for_generate(self, rows: int, length: int | None) -> "Request":
+        """Check the request against the text that `generate` continues, whose rows are then repeated for beams.
+
+        Args:
+            rows: Rows of the text.
+            length: Tokens of a row; `None` if there is no text whose tokens could be counted.
 
         Returns:
             The request with the task of every row.
@@ -81,13 +102,14 @@ class Request:
         Raises:
             ValueError: If the number of rows or tokens differs.
         """
-        if self.selection is not None:
-            self.selection.check_rows(rows)
         if self.soft_slots is not None and length is not None:
             check_slots(self.soft_slots, rows, length)
-        if self.task_ids is None:
-            return self
-        return dataclasses.replace(self, task_ids=spread_task_ids(self.task_ids, rows))
+        if self.text_mask is not None and self.text_mask.shape[0] != rows:
+            raise ValueError(
+                f"text_mask has shape {tuple(self.text_mask.shape)} for a text of {rows} rows; give one entry for "
+                "each token of each row, like attention_mask"
+            )
+        return self.for_text(rows)
 
     def repeated(self, rows: int) -> "Request":
         """Repeat the rows to match a batch expanded by beams or several return sequences.
@@ -103,9 +125,9 @@ class Request:
         """
         return Request(
             None if self.selection is None else self.selection.repeated(rows),
-            None if self.task_ids is None else _repeated_tasks(self.task_ids, rows),
-            None if self.soft_slots is None else _repeated(self.soft_slots, rows),
-            None if self.text_mask is None else _repeated(self.text_mask, rows),
+            _repeated("task_ids", self.task_ids, rows),
+            _repeated("soft_slots", self.soft_slots, rows),
+            _repeated("text_mask", self.text_mask, rows),
         )
 
     def filled(self, outer: "Request") -> "Request":
@@ -134,9 +156,11 @@ def _read_text_mask(mask: Any) -> Shaped[Tensor, "rows length"] | None:
     return mask
 
 
-def _repeated_tasks(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {rows}"]:
-    return spread_task_ids(task_ids, rows) if rows % len(task_ids) else _repeated(task_ids, rows)
-
-
-def _repeated(tensor: Shaped[Tensor, "_ ..."], rows: int) -> Shaped[Tensor, "_ ..."]:
-    return torch.repeat_interleave(tensor, rows // tensor.shape[0], dim=0)
+def _repeated(name: str, given: Shaped[Tensor, "_ ..."] | None, rows: int) -> Shaped[Tensor, "{rows} ..."] | None:
+    """Repeat each row of an argument in place; refuse one whose rows do not divide those of the batch."""
+    if given is None:
+        return None
+    count = given.shape[0]
+    if not count or rows % count:
+        raise ValueError(f"{name} has {count} entries for a batch of {rows} rows; give one entry for each row")
+    return torch.repeat_interleave(given, rows // count, dim=0)

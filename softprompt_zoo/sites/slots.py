@@ -13,7 +13,7 @@ from softprompt_zoo.sites.batch import stack_padded
 from softprompt_zoo.sites.layout import Slots
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import plain_mask, text_positions
-from softprompt_zoo.sites.selection import Combination, Part, Selection
+from softprompt_zoo.sites.selection import Combination, Part, Selection, times_repeated
 from softprompt_zoo.sites.soft_slots_argument import check_slots
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
@@ -54,7 +54,7 @@ def _index_of_text(
 ) -> Int[Tensor, "{rows} {length}"]:
     """Return the index of the virtual token at each place of this call's text, -1 for text and generated tokens."""
     if rows != index.shape[0]:  # beams, or several return sequences
-        index = index.repeat_interleave(rows // index.shape[0], dim=0)
+        index = index.repeat_interleave(times_repeated(index.shape[0], rows), dim=0)
     columns = torch.arange(length, device=index.device) + past
     here = index[:, columns.clamp(max=index.shape[1] - 1)]
     return torch.where(columns < index.shape[1], here, -1)

@@ -37,7 +37,7 @@ class FixedPrompts:
         """Return their names."""
         return self.call.selection.names
 
-    def resolve(self, request: Request, cache: Any) -> Call:
+    def resolve(self, request: Request, cache: Any, rows: int | None = None) -> Call:
         """Return the same call for every forward."""
         return self.call
 
