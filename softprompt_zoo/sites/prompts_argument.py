@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnknownPromptError
 from softprompt_zoo.shapes import Shaped
-from softprompt_zoo.sites.selection import Combination, Part, Selection
+from softprompt_zoo.sites.selection import Combination, Part, Selection, indexed
 
 
 def read_prompts(prompts: Any, names: Sequence[str]) -> Selection:
@@ -41,10 +41,8 @@ def read_prompts(prompts: Any, names: Sequence[str]) -> Selection:
 
 def _selected(wanted: list[Combination]) -> Selection:
     """Make a selection from the combination of every row."""
-    distinct = tuple(dict.fromkeys(wanted))
-    if len(distinct) == 1:
-        return Selection(distinct, torch.zeros(len(wanted), dtype=torch.long))
-    return Selection(distinct, torch.tensor([distinct.index(entry) for entry in wanted]))
+    distinct, rows = indexed(wanted)
+    return Selection(tuple(distinct), torch.tensor(rows, dtype=torch.long))
 
 
 def check_known(selection: Selection, names: Sequence[str], lent: Collection[str], bank: str | None) -> None:

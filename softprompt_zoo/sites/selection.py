@@ -6,11 +6,14 @@ nothing is computed twice. Within a combination, the tokens of each prompt follo
 
 import dataclasses
 import itertools
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int
+
+Entry = TypeVar("Entry", bound=Hashable)
 
 
 class Part(NamedTuple):
@@ -64,6 +67,13 @@ class Selection:
     def names(self) -> list[str]:
         """Every prompt of the call, once."""
         return list(dict.fromkeys([part.name for part in self.parts]))
+
+
+def indexed(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
+    """Return each distinct entry once, in order, and for every entry the index of its own."""
+    places: dict[Entry, int] = {}
+    rows = [places.setdefault(entry, len(places)) for entry in entries]
+    return list(places), rows
 
 
 def times_repeated(begun: int, rows: int) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.selection import Combination, Part, Selection, times_repeated
+from softprompt_zoo.sites.selection import Combination, Part, Selection, indexed, times_repeated
 from softprompt_zoo.sites.task_ids_argument import spread_task_ids
 from softprompt_zoo.tokens.placement import Placement
 
@@ -48,14 +48,14 @@ def separate_tasks(
         The selection and the placements, without tasks.
 
     Raises:
-        ValueError: If the ids are out of range, or missing where a prompt has several tasks.
+        ValueError: If the ids are out of range, or missing where any prompt of a row has several tasks.
     """
     counts = _task_counts(placements)
     if not counts:
         return selection, dict(placements)
     fewest = [_fewest_tasks(combination, counts) for combination in selection.combinations]
     if task_ids is None:
-        _check_single_tasks(fewest)
+        _check_single_tasks(selection.combinations, fewest, counts)
         pairs = _Pairs([(index, 0) for index in range(len(fewest))], selection.rows)
     else:
         tasks = task_ids if selection.rows is None else spread_task_ids(task_ids, selection.rows.shape[0])
@@ -120,8 +120,8 @@ def _pairs(sizes: Sequence[int], combinations: Int[Tensor, " rows"], chosen: Int
         (index, choice if sizes[index] else 0)
         for index, choice in zip(combinations.tolist(), chosen.tolist(), strict=True)
     ]
-    distinct = list(dict.fromkeys(pairs))
-    return _Pairs(distinct, torch.tensor([distinct.index(pair) for pair in pairs], device=chosen.device))
+    distinct, rows = indexed(pairs)
+    return _Pairs(distinct, torch.tensor(rows, device=chosen.device))
 
 
 def _all_pairs(sizes: Sequence[int], combinations: Int[Tensor, " rows"], chosen: Int[Tensor, " rows"]) -> _Pairs:
@@ -147,14 +147,13 @@ def _separated(
     placed: dict[Part, Placement] = {}
     combinations = []
     for index, task_or_row in pairs.distinct:
-        own: dict[Part, Placement] = {}
+        combination = []
         for part in selection.combinations[index]:
-            if part in differing:
-                own[Part(part.name, task_or_row)] = placement_of(part, task_or_row)
-            else:
-                own[part] = placements[part]
-        placed |= own
-        combinations.append(tuple(own))
+            own = Part(part.name, task_or_row) if part in differing else part
+            if own not in placed:
+                placed[own] = placement_of(part, task_or_row) if part in differing else placements[part]
+            combination.append(own)
+        combinations.append(tuple(combination))
     return Selection(tuple(combinations), pairs.rows), placed
 
 
@@ -182,15 +181,25 @@ def _fewest_tasks(combination: Combination, counts: Mapping[Part, int]) -> _Fewe
     return found
 
 
-def _check_single_tasks(fewest: Sequence[_Fewest | None]) -> None:
-    """Refuse several tasks if none is chosen."""
-    several = [limit for limit in fewest if limit is not None and limit.tasks > 1]
-    if several:
-        name, count = several[0]
-        raise ValueError(
-            f"prompt {name!r} has {count} tasks and task_ids is missing; give the task of every row, an integer "
-            f"from 0 to {count - 1}"
-        )
+def _check_single_tasks(
+    combinations: Sequence[Combination], fewest: Sequence[_Fewest | None], counts: Mapping[Part, int]
+) -> None:
+    """Refuse a prompt of several tasks if none is chosen."""
+    for combination, limit in zip(combinations, fewest, strict=True):
+        for part in combination:
+            count = counts.get(part, 1)
+            if limit is None or count == 1:
+                continue
+            beside = "" if limit.tasks == count else f", which prompt {limit.name!r} in the same row has, too"
+            raise ValueError(
+                f"prompt {part.name!r} has {count} tasks and task_ids is missing; give the task of every row, "
+                f"{_allowed(limit.tasks)}{beside}"
+            )
+
+
+def _allowed(tasks: int) -> str:
+    """Return the tasks that a row may have, for a message."""
+    return "0" if tasks == 1 else f"an integer from 0 to {tasks - 1}"
 
 
 def _check_tasks(
@@ -216,5 +225,7 @@ def _check_tasks(
         limit = fewest[index]
         if limit is not None and not 0 <= task < limit.tasks:
             name, count = limit
-            has = "one task; expected 0" if count == 1 else f"{count} tasks; expected an integer from 0 to {count - 1}"
-            raise ValueError(f"task_ids has {task} in row {row}, where prompt {name!r} has {has}")
+            has = "one task" if count == 1 else f"{count} tasks"
+            raise ValueError(
+                f"task_ids has {task} in row {row}, where prompt {name!r} has {has}; expected {_allowed(count)}"
+            )
