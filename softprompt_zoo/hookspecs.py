@@ -42,7 +42,7 @@ def build_virtual_tokens(
 
     A method that asks for `text` builds different tokens for each row. It is called once per text, when the text
     starts: the result stays with the text's cache, including through beam search and further turns. A row's tokens must
-    depend only on the row's own text, not on other rows or on padding; attaching checks this.
+    depend only on the row's own text, not on other rows or on padding; attaching checks this, and refuses `num_tasks`.
 
     Args:
         config: What the user chose. Not changed.
@@ -62,7 +62,7 @@ def build_virtual_tokens(
         | values     | `(kv_heads, tokens, value_dim)` | the same; `value_dim` is `head_dim` in most models          |
         | gates      | `(heads,)` or `(1,)`            | optional; a layer may then have `None` in all three         |
         | scores     | `(kv_heads, tokens)`            | optional; added to the attention scores of the tokens       |
-        | per row    | `(rows, …)`                     | all of these, if the method asks for `text`                 |
+        | per row    | `(rows, …)`                     | all but tasks, if the method asks for `text`                |
 
     Raises:
         ShapeError: By the host, if a shape is wrong, or there are more or fewer rows than in the text.
@@ -78,7 +78,7 @@ def inject(
 ) -> "Placement":
     """Return where the virtual tokens go; never touch the model. By default `Placement(tokens)`.
 
-    A method that asks for `text` is called once per text, like `build_virtual_tokens`.
+    A method that asks for `text` is called once per text, like `build_virtual_tokens`, and cannot have `num_tasks`.
 
     Args:
         config: What the user chose. Not changed.

@@ -14,7 +14,7 @@ from softprompt_zoo.config.options import MethodConfig, Options
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.branch import PromptBranch
 from softprompt_zoo.prompt.sample_text import sample_text
-from softprompt_zoo.prompt.token_checks import check_placement, check_pooling
+from softprompt_zoo.prompt.token_checks import check_placement, check_pooling, refuse_tasks
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.shapes import Float
@@ -138,6 +138,8 @@ class Prompt(nn.Module):
         beyond = self.beyond_tokens
         if beyond is None or not beyond.reads_text:
             return self.placed(backbone, None)
+        source = self.loaded.describe("build_virtual_tokens" if beyond.makes_rows else "inject")
+        refuse_tasks(self.config.tasks, source)
         return self.place_rows(backbone, sample_text(backbone))[0]
 
     def place_rows(self, backbone: Backbone, text: Text) -> list[Placement]:

@@ -127,6 +127,23 @@ def _check_fields(placement: Placement, source: str) -> None:
         )
 
 
+def refuse_tasks(tasks: int | None, source: str) -> None:
+    """Refuse tasks of a prompt that reads the rows' text: its tokens are never separated by task.
+
+    Args:
+        tasks: How many it has, `None` for none.
+        source: Plugin and the hook that asks for the text, for the message.
+
+    Raises:
+        UnsupportedError: If it has any.
+    """
+    if tasks is not None:
+        raise UnsupportedError(
+            f"{source} asks for the rows' text, but num_tasks is {tasks}: tokens made from the text cannot have tasks; "
+            "use a method without num_tasks, add a prompt for each task, and choose each row's with prompts=[…]"
+        )
+
+
 def check_pooling(placement: Placement, backbone: Backbone) -> None:
     """Refuse to let a head read a virtual token if none has a position, or there is no head."""
     if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.inside.task_head):
