@@ -41,17 +41,21 @@ def test_a_buffer_mixes_all_and_the_same_way_again():
     assert sorted(shuffled(iter(range(3)), 7, random.Random(0))) == [0, 1, 2]
 
 
+def count_examples():
+    return sum(type(thing) is Example for thing in gc.get_objects())
+
+
 def test_a_stream_holds_no_more_than_its_buffer(place, tmp_path):
     count = 4_000
     reading = Reading(Source(str(write_parquet(tmp_path / "rows.parquet", count))))
     writing = Writing(Base(str(place / "model")), "{input}")
     rows = StreamedRows(writing, Stream(reading, count), 512, seed=0, buffer=50)
-    held, seen = [], 0
+    others, held, seen = count_examples(), [], 0  # what tests before this one still hold
     for row in rows.epoch(0):
         seen += 1
         assert len(row) == 7
         if seen % 1000 == 1:
-            held.append(sum(type(thing) is Example for thing in gc.get_objects()))
+            held.append(count_examples() - others)
     assert seen == count
     assert max(held) <= 50 + 2 * 64
 
