@@ -32,6 +32,7 @@ from softprompt_zoo.sites.text_states import states_of
 from softprompt_zoo.trial.projections import Projector
 from softprompt_zoo.trial.rehearsal import Findings, rehearse, sees_later_tokens
 from softprompt_zoo.trial.stacks import find_stacks
+from softprompt_zoo.trial.use_of_cache import uses_cache
 from softprompt_zoo.trial.words import embed, keys_values
 
 SEES_LATER = ", as text sees what comes after it, as in prefix language models such as PaliGemma, and a prompt cannot"
@@ -72,7 +73,7 @@ def examine(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
         vocab_size=weight.shape[0],
         layers=_by_site([stack.shapes for stack in stacks.values()]),
         max_positions=max_positions(model),
-        takes_cache=list(stacks.values())[-1].cache_argument != "",
+        takes_cache=_takes_cache(family, list(stacks.values())[-1]),
         dtype=weight.dtype,
         device=weight.device,
         embed=functools.partial(embed, stacks),
@@ -87,6 +88,12 @@ def examine(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
         inside=_inside(model, stacks, _refusals(family, stacks, findings)),
     )
     return backbone, stacks
+
+
+def _takes_cache(family: str, last: Stack) -> bool:
+    """Return whether the last stack takes a cache; whoever has a decoder uses it."""
+    kind = FAMILIES[family]
+    return last.cache_argument != "" if kind.is_causal or kind.has_two_texts else uses_cache(last)
 
 
 def _by_site(found: Iterable[Mapping[str, Found]]) -> dict[str, Found]:

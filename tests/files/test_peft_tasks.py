@@ -8,13 +8,20 @@ import torch
 from helpers.accepted_peft import needs_accepted_peft
 from helpers.vision_models import MODELS as VISION
 from helpers.vision_models import arguments, rows, vision_model
-from transformers import AutoModel, GPT2DoubleHeadsModel
+from transformers import (
+    AutoModel,
+    GPT2DoubleHeadsModel,
+    MT5EncoderModel,
+    T5EncoderModel,
+    T5ForTokenClassification,
+)
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.models import MORE_MODELS, TINY_MODELS
 from softprompt_zoo.testing.subject import pad, random_text
+from softprompt_zoo.trial.examination import examine
 
 TEXT, ANSWER = random_text(7, 3), random_text(6, 4)
 METHODS = ["prompt_tuning", "prefix_tuning"]
@@ -37,6 +44,8 @@ def alike(kind, architecture):
 BUILDERS = {
     **{name: (lambda name=name: vision_model(name)) for name in VISION},
     **{f"{name} without a head": (lambda name=name: alike(AutoModel.from_config, name)) for name in WORDLESS},
+    "t5's encoder": lambda: alike(T5EncoderModel, "t5"),
+    "mt5's encoder": lambda: alike(MT5EncoderModel, "mt5"),
     "two heads": lambda: alike(GPT2DoubleHeadsModel, "gpt2"),
     **{name: (lambda name=name: tiny_model(name)) for name in (*TINY_MODELS, *MORE_MODELS) if name != "whisper"},
 }
@@ -44,7 +53,9 @@ REFUSED = {
     "prompt_tuning": ["marian without a head", "marian", "pegasus"],
     "prefix_tuning": ["distilbert", "modernbert", "albert", "deberta_v2", "mpnet", "eurobert", "longt5", "led"],
 }
-"""Models of which PEFT does not scale the text's embeddings, or to which no prefix can be passed."""
+"""Models of which PEFT does not scale the text's embeddings, or to which no prefix can be passed, or that
+discard it."""
+REFUSED["prefix_tuning"] += ["t5's encoder", "mt5's encoder"]
 EXPORTED = [(name, method) for method in METHODS for name in BUILDERS if name not in REFUSED[method]]
 
 
@@ -91,6 +102,40 @@ def test_what_peft_cannot_run_is_refused(method, name, tmp_path):
     with pytest.raises(zoo.UnsupportedError, match=r"PEFT (would pass|passes a prefix)|cannot be reached"):
         zoo.export(prompted(BUILDERS[name](), method), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+ENCODERS = [name for name in BUILDERS if name.split()[0] in ("bert", "roberta", "electra") or "encoder" in name]
+"""Encoders that have an argument for a cache."""
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_takes_a_cache_if_a_prefix_of_pefts_changes_what_it_gives(name):
+    model = BUILDERS[name]()
+    before = states(model)
+    options = {"num_attention_heads": 4, "num_layers": 2, "token_dim": 32, "num_transformer_submodules": 1}
+    config = peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="FEATURE_EXTRACTION", **options)
+    is_changed = not torch.allclose(states(peft.get_peft_model(model, config).eval()), before, atol=1e-3)
+    assert is_changed == (name not in REFUSED["prefix_tuning"])
+    for _ in range(2):  # the second time, it is remembered
+        assert examine(BUILDERS[name]())[0].takes_cache == is_changed
+    changed = BUILDERS[name]()
+    changed.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: None
+    )  # of such a model nothing is remembered
+    assert examine(changed)[0].takes_cache == is_changed
+    with torch.device("meta"):
+        assert examine(type(changed)(changed.config))[0].takes_cache == is_changed
+
+
+@pytest.mark.parametrize("build", [BUILDERS["t5's encoder"], lambda: alike(T5ForTokenClassification, "t5")])
+def test_no_copy_for_peft_of_a_prefix_that_the_encoder_discards(build, tmp_path):
+    model = prompted(build(), "prefix_tuning")
+    expected = states(model)
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert torch.equal(states(zoo.load(build(), tmp_path)), expected)
+    inputs = {"input_ids": TEXT, "attention_mask": torch.ones_like(TEXT)}
+    assert zoo.inspect(model, inputs=inputs)["default"].attention is not None
 
 
 @pytest.mark.parametrize("way", ["export", "save_pretrained"])

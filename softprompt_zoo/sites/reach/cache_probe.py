@@ -1,5 +1,6 @@
 """A cache that records which module passes it the keys and values of each layer."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.lookup import config_value, part_of
-from softprompt_zoo.backbone.probe import PROBE_LENGTH, AttentionCall
+from softprompt_zoo.backbone.probe import PROBE_LENGTH, AttentionCall, Idle
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.reach.reach import Look
@@ -19,10 +20,10 @@ def run_on_view(look: Look) -> dict[int, AttentionCall]:
     """Run a stack on a few tokens with a recording cache. The stack is not changed.
 
     Args:
-        look: What an earlier run has shown about the stack.
+        look: What an earlier run has shown about the stack; this one is as idle.
 
     Returns:
-        Layer to the call by the module that passed its keys and values; empty if the run failed.
+        Layer to the call by the module that passed its keys and values; empty if none did, or the run failed.
     """
     view = _NotingView()
     weight: Any = look.embedding.weight
@@ -30,7 +31,7 @@ def run_on_view(look: Look) -> dict[int, AttentionCall]:
     handles = [m.register_forward_pre_hook(view.enter, prepend=True) for m in look.module.modules()]
     handles += [m.register_forward_hook(view.leave, always_call=True) for m in look.module.modules()]
     try:
-        with eval_mode([look.module]):
+        with eval_mode([look.module]), Idle() if look.is_idle else contextlib.nullcontext():
             look.module(input_ids=ids, use_cache=True, **{look.cache_argument: view})
     except Exception:
         return {}  # no cache of a known form; the reason found earlier says more
