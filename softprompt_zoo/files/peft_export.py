@@ -96,6 +96,7 @@ def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[Pef
         if task_id is not None:
             tokens = one_task(tokens, task_id, chosen)
         peft_modules.check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
+        peft_modules.check_task_ids(tokens, task)
         is_whole = not prompt.is_merged and task_id is None
         files = _with_sizes(_expressed(prompt, tokens, own.backbone, is_whole), own.backbone)
     files = _with_head(files, prompt, own.backbone, task)

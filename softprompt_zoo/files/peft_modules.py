@@ -8,14 +8,17 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
-from softprompt_zoo.files.peft_fields import CAUSAL, SEQ2SEQ
+from softprompt_zoo.files.peft_fields import CAUSAL, FEATURES, SEQ2SEQ
 from softprompt_zoo.files.peft_prefixes import TENSOR_KEY
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 HEAD_PREFIX = "base_model."
 WORD_TASKS = (CAUSAL, SEQ2SEQ)
 CLASSES_TASK = "SEQ_CLS"
-POOLED_TASKS = (CLASSES_TASK, "QUESTION_ANS", "TOKEN_CLS")
+QUESTIONS_TASK = "QUESTION_ANS"
+POOLED_TASKS = (CLASSES_TASK, QUESTIONS_TASK, "TOKEN_CLS")
+WITHOUT_TASK_IDS = (FEATURES, QUESTIONS_TASK)
+"""Tasks whose classes in PEFT do not pass `task_ids` on to a prompt."""
 
 
 def needs_head(files: PeftFiles, task_type: str) -> bool:
@@ -141,6 +144,23 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_
     if tokens.at_input is not None:
         _check_scale(backbone)
         _check_pooling(backbone, task_type, pools_prompt)
+
+
+def check_task_ids(tokens: VirtualTokens, task_type: str) -> None:
+    """Refuse prompts with tasks, of which rows choose one by `task_ids`, if PEFT does not pass these on.
+
+    Args:
+        tokens: The plain tokens.
+        task_type: PEFT's name of the model's task.
+
+    Raises:
+        UnsupportedError: If it does not.
+    """
+    if tokens.num_tasks is not None and task_type in WITHOUT_TASK_IDS:
+        raise UnsupportedError(
+            f"PEFT passes no task_ids to the prompts of a model whose task is {task_type}, as this one's is, so it "
+            "cannot run a prompt with tasks; export one task as a plain prompt: zoo.export(model, folder, task=…)"
+        )
 
 
 def _check_scale(backbone: Backbone) -> None:

@@ -210,11 +210,6 @@ def parameter_groups(config: Config, parameters: Parameters, learning_rate: floa
 @hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> PeftFiles:
     """Write the shared prompt and the factors as they are."""
-    if not backbone.kind.is_causal and not backbone.kind.has_two_texts:
-        raise UnsupportedError(
-            f"PEFT passes no task_ids to this method's prompts on an encoder ({backbone.model_type}), so it "
-            "cannot run them; export one task as a plain prompt: zoo.export(model, folder, task=…)"
-        )
     fields = {
         "peft_type": PEFT_TYPES[0],
         "num_virtual_tokens": config.num_virtual_tokens,

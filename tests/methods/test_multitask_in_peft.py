@@ -6,11 +6,14 @@ import peft
 import pytest
 import torch
 from helpers.accepted_peft import needs_accepted_peft
+from helpers.classifiers import classifier, disturb, logits, texts
 from helpers.multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TOKENS, learned, plain, prompted
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptTuningConfig
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 import softprompt_zoo as zoo
+from softprompt_zoo.files import peft_modules
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
@@ -96,12 +99,61 @@ def test_exports_that_are_refused(tmp_path):
             zoo.export(subject.model, tmp_path / "x", task=task)
     with pytest.raises(ValueError, match="task is 0, but prompt 'default' has no tasks"):
         zoo.export(plain("llama", torch.zeros(TOKENS, HIDDEN)).model, tmp_path / "x", task=0)
-    with pytest.raises(zoo.UnsupportedError, match="passes no task_ids to this method's prompts on an encoder"):
-        zoo.export(prompted("bert").model, tmp_path / "x")
     zoo.merge(subject.model)
     with pytest.raises(zoo.UnsupportedError, match="this merged prompt has 3; export one with task="):
         zoo.export(subject.model, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def headless(architecture):
+    return AutoModel.from_config(tiny_model(architecture).config).eval()
+
+
+WITHOUT_TASK_IDS = {
+    "gpt2 without a head": lambda: headless("gpt2"),
+    "t5 without a head": lambda: headless("t5"),
+    "bert without a head": lambda: headless("bert"),
+    "words of bert": lambda: tiny_model("bert"),
+    "questions of llama": lambda: classifier("question", "llama"),
+}
+WITH_TASK_IDS = {
+    "classes of llama": (lambda: classifier("sequence", "llama"), {}),
+    "tags of gpt2": (lambda: classifier("token", "gpt2"), {}),
+    "classes of bert": (lambda: classifier("sequence", "bert"), {"pools_prompt": True}),
+}
+
+
+def with_tasks(model, tasks=TASKS, **options):
+    model = zoo.get_method("mpt")(model, num_virtual_tokens=TOKENS, num_tasks=tasks, init="random", **options)
+    disturb(model, scale=0.3)
+    return model
+
+
+@pytest.mark.parametrize("tasks", [1, TASKS])
+@pytest.mark.parametrize("build", WITHOUT_TASK_IDS.values(), ids=WITHOUT_TASK_IDS)
+def test_tasks_are_refused_where_peft_passes_no_task_ids(build, tasks, tmp_path, monkeypatch):
+    model = with_tasks(build(), tasks)
+    with pytest.raises(zoo.UnsupportedError, match="PEFT passes no task_ids to the prompts of a model whose task is"):
+        zoo.export(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    model.save_pretrained(tmp_path / "own")
+    assert not (tmp_path / "own" / "adapter_config.json").exists()
+    zoo.export(model, tmp_path / "one", task=tasks - 1)
+    monkeypatch.setattr(peft_modules, "WITHOUT_TASK_IDS", ())
+    zoo.export(model, tmp_path / "x")
+    wrapped = peft.PeftModel.from_pretrained(build(), tmp_path / "x").eval()
+    with pytest.raises(ValueError, match="task_ids cannot be None"):
+        wrapped(input_ids=TEXT, attention_mask=torch.ones_like(TEXT), task_ids=torch.tensor([0]))
+
+
+@pytest.mark.parametrize(("build", "options"), WITH_TASK_IDS.values(), ids=WITH_TASK_IDS)
+def test_heads_under_which_peft_passes_task_ids(build, options, tmp_path):
+    model, ids = with_tasks(build(), **options), texts("sequence")
+    zoo.export(model, tmp_path)
+    inputs = {"attention_mask": torch.ones_like(ids), "task_ids": torch.tensor([2, 0, 1])}
+    expected = logits(model, ids, **inputs)
+    found = logits(peft.PeftModel.from_pretrained(build(), tmp_path).eval(), ids, **inputs)
+    assert_equal(found[:, -expected.shape[1] :], expected, "PEFT's logits")
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "t5"])
