@@ -44,8 +44,7 @@ def find_stacks(
     """
     _refuse_uncarried_layers(model)
     modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
-    # A single stack of an encoder-decoder shares the whole model's config.
-    if model.config.is_encoder_decoder and modules["encoder"] is not modules["decoder"]:
+    if model.config.is_encoder_decoder and not _is_one_stack(**modules):
         encoder = _find_stack(_unreached("encoder", modules["encoder"], model), reaches, problem)
         decoder = _find_stack(_unreached("decoder", modules["decoder"], model, encoder), reaches, problem)
         return "encoder_decoder", {"encoder": encoder, "decoder": decoder}
@@ -55,6 +54,14 @@ def find_stacks(
     attentions = {"encoder": stack.attentions.get("decoder", ())}
     shapes = {"encoder": stack.shapes["decoder"]} if stack.shapes else {}
     return "encoder", {"encoder": dataclasses.replace(stack, name="encoder", attentions=attentions, shapes=shapes)}
+
+
+def _is_one_stack(encoder: nn.Module, decoder: nn.Module) -> bool:
+    """Return whether a model has one stack of an encoder-decoder, whose config it shares.
+
+    Asked for a part that it lacks, a model returns itself, or what is around its only stack.
+    """
+    return any(module is encoder for module in decoder.modules())
 
 
 def _single_stack(model: PreTrainedModel) -> PreTrainedModel:
