@@ -65,7 +65,7 @@ def build_virtual_tokens(
         | per row    | `(rows, …)`                     | all but tasks, if the method asks for `text`                |
 
     Raises:
-        ShapeError: By the host, if a shape is wrong, or there are more or fewer rows than in the text.
+        ShapeError: By the host, if a shape is wrong, `LayerTokens` are to have tasks, or rows are missing or too many.
         PluginError: By the host, if nothing is returned; when attaching, if an initial value is infinite or not a
             number, or a row's tokens depend on other rows or on padding.
     """
@@ -268,7 +268,7 @@ def read_peft(fields: "dict[str, Any]", tensors: "dict[str, Tensor]", backbone: 
         backbone: Sizes of the model the prompt goes to.
 
     Returns:
-        The method's options, and the content of its `Parameters`, or plain tokens.
+        The method's options, and the content of its `Parameters`, or plain tokens, which must fit the options.
 
     Raises:
         CheckpointError: If the files are inconsistent.

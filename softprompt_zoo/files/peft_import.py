@@ -27,7 +27,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.tokens.input_tokens import InputTokens
-from softprompt_zoo.tokens.kinds import PlainTokens, narrowed
+from softprompt_zoo.tokens.kinds import PlainTokens, check_virtual_tokens, narrowed
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
@@ -47,6 +47,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
         BackboneMismatchError: If it was made for a model with different sizes.
         UnknownMethodError: If it needs a method that is not installed.
         UnsupportedError: If it cannot work on this model.
+        ShapeError: If the plain tokens that its method has read do not fit its options.
     """
     fields, tensors, origin = peft_folder.read_prompt(directory)
     task_type = fields.get("task_type")
@@ -57,12 +58,14 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     try:
         if any(key.startswith(HEAD_PREFIX) for key in tensors):  # PEFT also saved parts of the model
             tensors, trained = split_head(tensors, backbone)
-        found = _understood(method, fields, tensors, backbone)
+        own = _understood(method, fields, tensors, backbone)
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
-    found = found or _plain(fields, tensors, backbone, directory)
+    found = own or _plain(fields, tensors, backbone, directory)
     options = {**found.options, **_switched_on(train_head=bool(trained), pools_prompt=pools_prompt)}
     config = _config(method, options, directory)
+    if found is own or config.tasks is not None:  # tokens that the host reads fit, but have no tasks
+        _check_tokens(found, method, config, backbone)
     learned = _parameters(method, config, found, backbone, directory)
     head = fitting_head(trained, backbone, str(directory), is_whole=False) if trained else None
     prompt = Prompt(method, config, learned, head)
@@ -115,6 +118,12 @@ def _config(method: LoadedMethod, options: dict[str, Any], directory: Path) -> M
         return method.read_options(options)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / CONFIG_FILE} does not fit {method.name!r}: {error}") from error
+
+
+def _check_tokens(found: PeftPrompt, method: LoadedMethod, config: MethodConfig, backbone: Backbone) -> None:
+    if found.tokens is not None and found.state is None:
+        count, source = config.num_virtual_tokens, method.describe("read_peft")
+        check_virtual_tokens(found.tokens, backbone, count, config.tasks, source)
 
 
 def _parameters(

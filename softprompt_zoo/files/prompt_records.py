@@ -21,7 +21,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.registry.discovery import install_advice
 from softprompt_zoo.registry.loaded_method import LoadedMethod
-from softprompt_zoo.tokens.kinds import PlainTokens, from_tensors, stored_shapes
+from softprompt_zoo.tokens.kinds import PlainTokens, check_virtual_tokens, from_tensors, stored_shapes
 
 LEARNED, HEAD = "learned.", "head."
 """Prefixes of the names of a prompt's own tensors, and of its trained head's."""
@@ -131,8 +131,10 @@ def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backb
     shapes = stored_shapes(plain, backbone, config.num_virtual_tokens, config.tasks)
     one_gate = {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
     sketch = {name: torch.empty(shape, device="meta") for name, shape in (shapes | one_gate).items()}
-    if sketch.keys() != plain.keys() or from_tensors(sketch, backbone).tensors().keys() != plain.keys():
+    tokens = from_tensors(sketch, backbone) if sketch.keys() == plain.keys() else None
+    if tokens is None or tokens.tensors().keys() != plain.keys():
         raise ShapeError(f"the tensors {', '.join(map(repr, plain))} do not belong to one prompt")
+    check_virtual_tokens(tokens, backbone, config.num_virtual_tokens, config.tasks, "the merged prompt")
     return _named(MERGED, sketch)
 
 

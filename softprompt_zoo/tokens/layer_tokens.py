@@ -106,6 +106,13 @@ class LayerTokens(VirtualTokens):
                 raise ShapeError(f"{source} returned {found} for the site {name!r}; expected softprompt_zoo.SiteTokens")
             site.check(name, sizes.layers[name], count, source)
         self._check_one_of_two(source)
+        if num_tasks is not None:
+            raise ShapeError(
+                f"{source} returned {type(self).__name__} ({self.where}), but num_tasks is {num_tasks}; expected "
+                f"InputTokens with embeddings of shape {(num_tasks, count, sizes.hidden_size)}, as only these differ "
+                "by task; or leave num_tasks out of the Config, add a prompt for each task, and choose each row's with "
+                "prompts=[…]"
+            )
 
     def _check_one_of_two(self, source: str) -> None:
         """Refuse a prompt with both gates and scores."""
