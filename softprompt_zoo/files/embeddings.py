@@ -102,11 +102,6 @@ def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...
     write_json(directory / INDEX_FILE, damage.seal({"format": FORMAT_VERSION, **content}))
 
 
-def is_embeddings(directory: Path) -> bool:
-    """Return whether `write` wrote a directory."""
-    return (directory / INDEX_FILE).is_file()
-
-
 def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Read a folder.
 

@@ -102,11 +102,6 @@ def write(directory: Path, index: Index, tokens: SiteTokens, cache_argument: str
     write_json(directory / INDEX_FILE, content)
 
 
-def is_keys_values(directory: Path) -> bool:
-    """Return whether `write` wrote a directory."""
-    return (directory / INDEX_FILE).is_file()
-
-
 def read(directory: Path) -> tuple[Index, SiteTokens]:
     """Read a folder.
 

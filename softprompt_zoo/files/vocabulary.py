@@ -138,11 +138,6 @@ def write_index(directory: Path, index: Index) -> None:
     write_json(directory / INDEX_FILE, damage.seal(content))
 
 
-def is_vocabulary(directory: Path) -> bool:
-    """Return whether a directory has the index."""
-    return (directory / INDEX_FILE).is_file()
-
-
 def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Read the prompts from a checkpoint.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import peft_folder, prompt_folder
+from softprompt_zoo.files.formats import format_of
 from softprompt_zoo.files.hub.upload import Push, push_folder
 from softprompt_zoo.files.writing import json_bytes
 from softprompt_zoo.training.card import without_folders
@@ -34,19 +35,11 @@ def push_prompt(folder: Path, push: Push) -> "CommitInfo":
             f"{folder} has neither {prompt_folder.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; expected what train or "
             "save_pretrained wrote, or a PEFT prompt adapter"
         )
-    if not prompt_folder.is_there(folder):
-        _check_prompt(folder)
+    other = format_of(folder).other_content(folder)
+    if other is not None:
+        raise CheckpointError(f"{folder} holds {other}; push it with the library that wrote it")
     more = {RECORD_FILE: json_bytes(public_record(read_record(folder)))} if is_run(folder) else {}
     return push_folder(folder, push, more)
-
-
-def _check_prompt(folder: Path) -> None:
-    fields = peft_folder.read_config(folder)
-    if not peft_folder.is_prompt(fields):
-        raise CheckpointError(
-            f"{folder} holds a PEFT adapter of type {fields.get('peft_type')!r}, which is not a prompt; push it with "
-            "PEFT"
-        )
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
